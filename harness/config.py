@@ -1,0 +1,239 @@
+"""What a run is (`RunConfig`, hashed into its `run_id`) and where it runs (`MachineConfig`, recorded, not hashed).
+
+Imports no torch: read-only verbs and the analysis read configurations too.
+"""
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from harness.frozen import Frozen, nearest
+from harness.model_presets import MODEL_PRESETS
+from harness.optimizers.config import DecayRate, NonNegative, OptimizerConfig, Positive
+
+#: Raised whenever a change of the code changes the numbers that a run gives.
+SCIENCE_VERSION = 1
+
+Count = Annotated[int, Field(gt=0)]
+
+_NOT_SCIENCE = {
+    "model": {"preset"},
+    "corpus": {"paths", "tokenizer_path", "max_epochs"},
+    "schedule": {"max_warmup_share"},
+}
+
+
+class CorpusConfig(Frozen):
+    """Which text, cut into tokens how. `fingerprint` and `vocab_size` are filled in when the corpus is prepared.
+
+    `paths` (files or globs) is for the sources `text`, `jsonl` and `bin`; for `huggingface` it is the name of the data set.
+    """
+
+    source: Literal["python-stdlib", "site-packages", "text", "jsonl", "bin", "huggingface"]
+    paths: tuple[str, ...] = ()
+    text_field: str = "text"
+    tokenizer: Literal["bytes", "ascii", "tiktoken", "tokenizers"] = "bytes"
+    tokenizer_path: str | None = None
+    validation_share: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
+    max_epochs: Positive = 1.0
+    fingerprint: str | None = None
+    vocab_size: Count | None = None
+
+
+class ModelConfig(Frozen):
+    """A decoder-only transformer: pre-norm, RoPE, causal attention without biases.
+
+    `preset` names a shape of `harness.model_presets`; any key given beside it wins. `mlp_width` defaults to 4 × width, and
+    to the nearest multiple of 8 above 8/3 × width for SwiGLU, which has three matrices. `vocab_size` is the corpus' own.
+    """
+
+    preset: str | None = None
+    width: Count
+    layers: Count
+    heads: Count
+    kv_heads: Count
+    mlp_width: Count
+    sequence_length: Count
+    vocab_size: Count | None = None
+    activation: Literal["relu2", "swiglu", "gelu"] = "relu2"
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    qk_norm: bool = True
+    tied_head: bool = False
+    rope_base: Positive = 10_000.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        shape = _preset_shape(given.get("preset")) | given
+        if {"width", "heads"} <= shape.keys():
+            shape.setdefault("kv_heads", shape["heads"])
+            shape.setdefault("mlp_width", _default_mlp_width(shape["width"], shape.get("activation", "relu2")))
+        return shape
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> "ModelConfig":
+        if self.width % self.heads or (self.width // self.heads) % 2:
+            raise ValueError(
+                f"width {self.width} over {self.heads} heads gives {self.width / self.heads:g} per head; RoPE needs an even whole number"
+            )
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
+        return self
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def known_vocab_size(self) -> int:
+        if self.vocab_size is None:
+            raise ValueError("model.vocab_size is not known yet: prepare the corpus first")
+        return self.vocab_size
+
+
+class ScheduleConfig(Frozen):
+    """Learning rate over tokens: linear warmup, then constant, cosine, linear or warmup–stable–decay.
+
+    Warmup lasts `warmup_tokens`, and at least `warmup_min_steps` optimizer steps. `final_fraction` is the rate at the end over
+    the peak (for the decaying kinds); `decay_share` the share of the budget that `wsd` decays over.
+    """
+
+    kind: Literal["constant", "cosine", "linear", "wsd"] = "constant"
+    warmup_tokens: Annotated[int, Field(ge=0)] = 0
+    warmup_min_steps: Annotated[int, Field(ge=0)] = 0
+    max_warmup_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    final_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    decay_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
+
+
+class AveragingConfig(Frozen):
+    """Averages of the weights, evaluated beside the raw ones.
+
+    `power_ema` has the relative width `sigma` (arXiv 2312.02696, eq. 3 and appendix C: the profile grows with the run, so one
+    number serves every length); `ema` the decay rate `decay`, in steps or as a half-life in tokens.
+    """
+
+    kind: Literal["none", "power_ema", "ema"] = "none"
+    sigma: Annotated[float, Field(gt=0.0, lt=0.28)] = 0.1
+    decay: DecayRate = 0.99
+
+
+class EvaluationConfig(Frozen):
+    """Validation on the same `tokens` for every run, at token marks first · 2^(k / marks_per_doubling)."""
+
+    tokens: Count = 16_384
+    first_mark_tokens: Count = 16_384
+    marks_per_doubling: Count = 4
+
+
+class RunConfig(Frozen):
+    """Everything that changes the numbers of one run: one model, one optimizer, one global batch, one seed."""
+
+    corpus: CorpusConfig
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    global_batch_tokens: Count
+    token_budget: Count
+    schedule: ScheduleConfig = ScheduleConfig()
+    averaging: AveragingConfig = AveragingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    max_grad_norm: Positive | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    stop_at_loss_nats: Positive | None = None
+    init_seed: Annotated[int, Field(ge=0)] = 0
+    data_seed: Annotated[int, Field(ge=0)] = 0
+    science_version: int = SCIENCE_VERSION
+
+    @model_validator(mode="after")
+    def _check_batch(self) -> "RunConfig":
+        batch, sequence = self.global_batch_tokens, self.model.sequence_length
+        if batch % sequence:
+            below = batch // sequence * sequence
+            raise ValueError(
+                f"global_batch_tokens {batch} is not a whole number of sequences of {sequence} tokens "
+                f"({batch / sequence:g}); the nearest are {below or sequence} and {below + sequence}"
+            )
+        if self.token_budget < batch:
+            raise ValueError(
+                f"token_budget {self.token_budget} is smaller than one global batch of {batch} tokens; raise the budget or lower the batch"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_warmup(self) -> "RunConfig":
+        limit = self.schedule.max_warmup_share * self.realized_tokens
+        if self.warmup_effective_tokens > limit:
+            raise ValueError(
+                f"warmup of {self.warmup_effective_tokens} tokens ({self.warmup_steps} steps of {self.global_batch_tokens}) is more than "
+                f"{self.schedule.max_warmup_share:.0%} of the run's {self.realized_tokens}; lower schedule.warmup_tokens or "
+                f"schedule.warmup_min_steps, or raise token_budget"
+            )
+        return self
+
+    @property
+    def steps(self) -> int:
+        """Whole optimizer steps in the budget."""
+        return self.token_budget // self.global_batch_tokens
+
+    @property
+    def realized_tokens(self) -> int:
+        """Tokens that whole steps give; at most `token_budget`."""
+        return self.steps * self.global_batch_tokens
+
+    @property
+    def warmup_steps(self) -> int:
+        return max(-(-self.schedule.warmup_tokens // self.global_batch_tokens), self.schedule.warmup_min_steps)
+
+    @property
+    def warmup_effective_tokens(self) -> int:
+        return self.warmup_steps * self.global_batch_tokens
+
+    @property
+    def protocol(self) -> str:
+        """How the losses of this run's curve may be matched to tokens: SCIENCE protocols, one per schedule and averaging."""
+        if self.schedule.kind != "constant":
+            return "mid_schedule"
+        return "constant_raw" if self.averaging.kind == "none" else "constant_ema"
+
+    @property
+    def run_id(self) -> str:
+        """`<model>-<optimizer>-b<tokens>-lr<lr>-s<seed>-<hash>`; the hash is of the resolved configuration, defaults included.
+
+        Left out are a preset's name (its shape counts), places of files (the fingerprint counts) and limits that only refuse.
+        """
+        science = self.model_dump(mode="json", exclude=_NOT_SCIENCE)
+        canonical = json.dumps(science, sort_keys=True, separators=(",", ":"))
+        digest = hashlib.sha256(canonical.encode()).hexdigest()[:8]
+        seed = f"{self.init_seed}" if self.init_seed == self.data_seed else f"{self.init_seed}.{self.data_seed}"
+        return f"{self.model_name}-{self.optimizer.name}-b{self.global_batch_tokens}-lr{self.optimizer.peak_lr:.4g}-s{seed}-{digest}"
+
+    @property
+    def model_name(self) -> str:
+        return self.model.preset or f"d{self.model.width}l{self.model.layers}"
+
+
+class MachineConfig(Frozen):
+    """Where a run runs; nothing here may change what it computes beyond the order of a sum."""
+
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: Count = 1
+    max_micro_batch_tokens: Count = 2048
+    threads: Count | None = None
+    compile: bool = False
+    checkpoint_every_seconds: NonNegative = 60.0
+
+
+def _preset_shape(name: str | None) -> dict[str, Any]:
+    if name is None:
+        return {}
+    if name not in MODEL_PRESETS:
+        raise ValueError(f"unknown model preset {name!r}; {nearest(name, MODEL_PRESETS)}")
+    return dict(MODEL_PRESETS[name])
+
+
+def _default_mlp_width(width: int, activation: str) -> int:
+    return -(-8 * width // 3 // 8) * 8 if activation == "swiglu" else 4 * width

@@ -1,0 +1,229 @@
+"""The files of a run and of a sweep; imports no torch.
+
+A run writes its own folder and nothing else. A file is complete before it has its name: it is written under a temporary
+name beside it, synchronised, then renamed. `evaluations.jsonl` alone grows, a row at a time, and a torn last line is dropped.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from harness.frozen import Frozen
+
+Value = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table: its type, its unit (empty for names and counts) and what it means."""
+
+    type: type
+    unit: str
+    meaning: str
+
+
+EVALUATION_COLUMNS: dict[str, Column] = {
+    "run_id": Column(str, "", "the run"),
+    "step": Column(int, "steps", "optimizer steps done; row 0 is the untrained model"),
+    "tokens_seen": Column(int, "tokens", "training tokens consumed: step × global_batch_tokens"),
+    "train_flops": Column(float, "FLOP", "forward, backward and optimizer, by the convention in flops_convention"),
+    "train_seconds": Column(float, "s", "time inside optimizer steps, forward and backward included"),
+    "eval_seconds": Column(float, "s", "time inside evaluations"),
+    "other_seconds": Column(float, "s", "start-up, compilation and checkpoints"),
+    "learning_rate": Column(float, "", "peak-group learning rate of the last step"),
+    "train_loss_nats": Column(float, "nats/token", "mean training loss since the previous row, on fresh batches"),
+    "val_loss_nats": Column(float, "nats/token", "validation loss of the raw weights"),
+    "val_loss_averaged_nats": Column(
+        float, "nats/token", "validation loss of the averaged weights; null without averaging"
+    ),
+    "grad_norm": Column(float, "", "L2 norm of the whole gradient at the last step, before clipping"),
+    "update_rms_matrices": Column(float, "", "root mean square change of a hidden-matrix weight in the last step"),
+    "update_rms_rest": Column(float, "", "the same for embedding, head and norms"),
+}
+
+RUN_COLUMNS: dict[str, Column] = {
+    "run_id": Column(str, "", "name and hash of the resolved scientific configuration"),
+    "model": Column(str, "", "model preset, or d<width>l<layers>"),
+    "optimizer": Column(str, "", "optimizer of the hidden matrices"),
+    "global_batch_tokens": Column(int, "tokens", "tokens per optimizer step over all devices and accumulation"),
+    "token_budget": Column(int, "tokens", "tokens asked for"),
+    "realized_tokens": Column(int, "tokens", "tokens that whole steps of the budget give"),
+    "peak_lr": Column(float, "", "learning rate after warmup"),
+    "weight_decay": Column(float, "", "decoupled weight decay, multiplied by the learning rate"),
+    "warmup_tokens": Column(int, "tokens", "warmup as it was run: whole steps, floor included"),
+    "schedule": Column(str, "", "learning-rate schedule after warmup"),
+    "averaging": Column(str, "", "kind of weight averaging"),
+    "protocol": Column(str, "", "how losses of this curve may be matched to tokens"),
+    "init_seed": Column(int, "", "seed of the initial weights"),
+    "data_seed": Column(int, "", "seed of the order of the training data"),
+    "precision": Column(str, "", "fp32 or bf16 autocast"),
+    "sequence_length": Column(int, "tokens", "context"),
+    "vocab_size": Column(int, "", "symbols of the tokenizer"),
+    "corpus": Column(str, "", "source of the text"),
+    "corpus_fingerprint": Column(str, "", "hash of tokens and split"),
+    "science_version": Column(int, "", "version of the code that changes numbers"),
+    "num_params": Column(int, "", "all parameters"),
+    "num_params_nonembedding": Column(int, "", "without embedding and head"),
+    "flops_per_token": Column(float, "FLOP/token", "forward and backward"),
+    "optimizer_flops_per_step": Column(float, "FLOP/step", "matrix products of the optimizer"),
+    "flops_convention": Column(str, "", "what flops_per_token counts"),
+    "device": Column(str, "", "processor or accelerator"),
+    "num_devices": Column(int, "", "devices of the run"),
+    "micro_batch_tokens": Column(int, "tokens", "tokens per device and forward pass"),
+    "accumulation": Column(int, "", "micro-batches per device and step"),
+    "threads": Column(int, "", "threads per process"),
+    "compiled": Column(bool, "", "whether torch.compile was used"),
+    "python_version": Column(str, "", ""),
+    "torch_version": Column(str, "", ""),
+    "lightning_version": Column(str, "", ""),
+    "code_commit": Column(str, "", "git commit of the code, with + for local changes; null outside a checkout"),
+    "started_at": Column(str, "", "UTC time of the first start"),
+    "status": Column(str, "", "running, finished, diverged"),
+    "stop_reason": Column(str, "", "budget, target, non_finite_loss, loss_above_start; null while running"),
+    "step": Column(int, "steps", "optimizer steps done at the end; null while running"),
+    "tokens_seen": Column(int, "tokens", "tokens consumed at the end; null while running"),
+    "train_seconds": Column(float, "s", "as in the evaluations, at the end"),
+    "eval_seconds": Column(float, "s", "as in the evaluations, at the end"),
+    "other_seconds": Column(float, "s", "as in the evaluations, at the end"),
+    "resumes": Column(int, "", "how often the run was taken up again from a checkpoint"),
+    "config_json": Column(str, "", "the whole RunConfig"),
+}
+
+
+class PlannedRun(Frozen):
+    """A run of a sweep, and the stage that asked for it: the grid, or fresh seeds at a chosen rate."""
+
+    run_id: str
+    stage: Literal["grid", "confirm"] = "grid"
+
+
+class SweepManifest(Frozen):
+    """What an analysis needs to know of a sweep beside its runs; `sweep.json` in the sweep's folder."""
+
+    name: str
+    description: str = ""
+    baseline: str
+    targets_nats: tuple[float, ...]
+    runs: tuple[PlannedRun, ...]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The places of one run's files."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The RunConfig, as JSON."""
+        return self.path / "config.json"
+
+    @property
+    def run(self) -> Path:
+        """One flat row of RUN_COLUMNS: written at the start, completed at the end."""
+        return self.path / "run.json"
+
+    @property
+    def evaluations(self) -> Path:
+        """One row of EVALUATION_COLUMNS a line."""
+        return self.path / "evaluations.jsonl"
+
+    @property
+    def progress(self) -> Path:
+        """step, tokens_seen, tokens_per_second, val_loss_nats, updated_at (unix seconds): rewritten every second or so."""
+        return self.path / "progress.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint.ckpt"
+
+    @property
+    def claim(self) -> Path:
+        """Locked (flock) by the process that trains the run, for as long as it lives."""
+        return self.path / "claim"
+
+    @property
+    def failure(self) -> Path:
+        """reason and last lines of a run that crashed, as JSON; removed when it is tried again."""
+        return self.path / "failure.json"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `content` so that `path` is either the old file or the whole new one. NaN and infinity are refused."""
+    write_atomically(path, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write under a temporary name in the same folder, synchronise, rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read an object. Raises ValueError naming the file when it is truncated or no object."""
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: not a whole JSON file ({error}); remove it to run this run again") from None
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{path}: expected a JSON object, found {type(content).__name__}; remove it to run this run again"
+        )
+    return content
+
+
+def append_row(path: Path, row: Mapping[str, Value]) -> None:
+    """Append one evaluation; its columns must be EVALUATION_COLUMNS exactly, missing values null."""
+    assert row.keys() == EVALUATION_COLUMNS.keys(), set(row) ^ set(EVALUATION_COLUMNS)
+    with path.open("a") as file:
+        file.write(json.dumps(row, allow_nan=False) + "\n")
+        file.flush()
+
+
+def read_rows(path: Path) -> list[dict[str, Value]]:
+    """Read all whole rows; a torn last line, left by a crash, is dropped.
+
+    Raises: ValueError naming file and line for a row that is corrupt or lacks a column.
+    """
+    return list(_whole_rows(path, path.read_bytes())) if path.exists() else []
+
+
+def trim_rows(path: Path, last_step: int) -> None:
+    """Drop the rows after `last_step`: they will be made again by a run that resumes there."""
+    kept = [row for row in read_rows(path) if _as_int(row["step"]) <= last_step]
+    write_atomically(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept).encode())
+
+
+def _whole_rows(path: Path, content: bytes) -> Iterator[dict[str, Value]]:
+    lines: Iterable[bytes] = content.split(b"\n")[:-1]
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            raise ValueError(
+                f"{path}, line {number}: not a JSON row; the file is corrupt: move it away to run this run again"
+            ) from None
+        if not isinstance(row, dict) or row.keys() != EVALUATION_COLUMNS.keys():
+            raise ValueError(
+                f"{path}, line {number}: columns do not match this version; move the file away to run this run again"
+            )
+        yield row
+
+
+def _as_int(value: Value) -> int:
+    assert isinstance(value, int), value
+    return value
