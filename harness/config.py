@@ -28,7 +28,8 @@ _NOT_SCIENCE = {
 class CorpusConfig(Frozen):
     """Which text, cut into tokens how. `fingerprint` and `vocab_size` are filled in when the corpus is prepared.
 
-    `paths` (files or globs) is for the sources `text`, `jsonl` and `bin`; for `huggingface` it is the name of the data set.
+    `paths` (files or globs) is for the sources `text`, `jsonl` and `bin`; for `huggingface` it is the name of the
+    data set.
     """
 
     source: Literal["python-stdlib", "site-packages", "text", "jsonl", "bin", "huggingface"]
@@ -45,8 +46,9 @@ class CorpusConfig(Frozen):
 class ModelConfig(Frozen):
     """A decoder-only transformer: pre-norm, RoPE, causal attention without biases.
 
-    `preset` names a shape of `harness.model_presets`; any key given beside it wins. `mlp_width` defaults to 4 × width, and
-    to the nearest multiple of 8 above 8/3 × width for SwiGLU, which has three matrices. `vocab_size` is the corpus' own.
+    `preset` names a shape of `harness.model_presets`; any key given beside it wins. `mlp_width` defaults to 4 ×
+    width, and to the nearest multiple of 8 above 8/3 × width for SwiGLU, which has three matrices. `vocab_size` is
+    the corpus' own.
     """
 
     preset: str | None = None
@@ -78,7 +80,8 @@ class ModelConfig(Frozen):
     def _check_heads(self) -> "ModelConfig":
         if self.width % self.heads or (self.width // self.heads) % 2:
             raise ValueError(
-                f"width {self.width} over {self.heads} heads gives {self.width / self.heads:g} per head; RoPE needs an even whole number"
+                f"width {self.width} over {self.heads} heads gives {self.width / self.heads:g} per head; "
+                "RoPE needs an even whole number"
             )
         if self.heads % self.kv_heads:
             raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
@@ -98,8 +101,8 @@ class ModelConfig(Frozen):
 class ScheduleConfig(Frozen):
     """Learning rate over tokens: linear warmup, then constant, cosine, linear or warmup–stable–decay.
 
-    Warmup lasts `warmup_tokens`, and at least `warmup_min_steps` optimizer steps. `final_fraction` is the rate at the end over
-    the peak (for the decaying kinds); `decay_share` the share of the budget that `wsd` decays over.
+    Warmup lasts `warmup_tokens`, and at least `warmup_min_steps` optimizer steps. `final_fraction` is the rate at the
+    end over the peak (for the decaying kinds); `decay_share` the share of the budget that `wsd` decays over.
     """
 
     kind: Literal["constant", "cosine", "linear", "wsd"] = "constant"
@@ -113,8 +116,8 @@ class ScheduleConfig(Frozen):
 class AveragingConfig(Frozen):
     """Averages of the weights, evaluated beside the raw ones.
 
-    `power_ema` has the relative width `sigma` (arXiv 2312.02696, eq. 3 and appendix C: the profile grows with the run, so one
-    number serves every length); `ema` the decay rate `decay`, in steps or as a half-life in tokens.
+    `power_ema` has the relative width `sigma` (arXiv 2312.02696, eq. 3 and appendix C: the profile grows with the
+    run, so one number serves every length); `ema` the decay rate `decay`, in steps or as a half-life in tokens.
     """
 
     kind: Literal["none", "power_ema", "ema"] = "none"
@@ -159,7 +162,8 @@ class RunConfig(Frozen):
             )
         if self.token_budget < batch:
             raise ValueError(
-                f"token_budget {self.token_budget} is smaller than one global batch of {batch} tokens; raise the budget or lower the batch"
+                f"token_budget {self.token_budget} is smaller than one global batch of {batch} tokens; "
+                "raise the budget or lower the batch"
             )
         return self
 
@@ -168,9 +172,10 @@ class RunConfig(Frozen):
         limit = self.schedule.max_warmup_share * self.realized_tokens
         if self.warmup_effective_tokens > limit:
             raise ValueError(
-                f"warmup of {self.warmup_effective_tokens} tokens ({self.warmup_steps} steps of {self.global_batch_tokens}) is more than "
-                f"{self.schedule.max_warmup_share:.0%} of the run's {self.realized_tokens}; lower schedule.warmup_tokens or "
-                f"schedule.warmup_min_steps, or raise token_budget"
+                f"warmup of {self.warmup_effective_tokens} tokens ({self.warmup_steps} steps of "
+                f"{self.global_batch_tokens}) is more than {self.schedule.max_warmup_share:.0%} of the run's "
+                f"{self.realized_tokens}; lower schedule.warmup_tokens or schedule.warmup_min_steps, "
+                "or raise token_budget"
             )
         return self
 
@@ -194,22 +199,27 @@ class RunConfig(Frozen):
 
     @property
     def protocol(self) -> str:
-        """How the losses of this run's curve may be matched to tokens: SCIENCE protocols, one per schedule and averaging."""
+        """How the losses of this run's curve may be matched to tokens: SCIENCE protocols, one per schedule and
+        averaging.
+        """
         if self.schedule.kind != "constant":
             return "mid_schedule"
         return "constant_raw" if self.averaging.kind == "none" else "constant_ema"
 
     @property
     def run_id(self) -> str:
-        """`<model>-<optimizer>-b<tokens>-lr<lr>-s<seed>-<hash>`; the hash is of the resolved configuration, defaults included.
+        """`<model>-<optimizer>-b<tokens>-lr<lr>-s<seed>-<hash>`; the hash is of the resolved configuration, defaults
+        included.
 
-        Left out are a preset's name (its shape counts), places of files (the fingerprint counts) and limits that only refuse.
+        Left out are a preset's name (its shape counts), places of files (the fingerprint counts) and limits that only
+        refuse.
         """
         science = self.model_dump(mode="json", exclude=_NOT_SCIENCE)
         canonical = json.dumps(science, sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(canonical.encode()).hexdigest()[:8]
         seed = f"{self.init_seed}" if self.init_seed == self.data_seed else f"{self.init_seed}.{self.data_seed}"
-        return f"{self.model_name}-{self.optimizer.name}-b{self.global_batch_tokens}-lr{self.optimizer.peak_lr:.4g}-s{seed}-{digest}"
+        cell = f"{self.model_name}-{self.optimizer.name}-b{self.global_batch_tokens}"
+        return f"{cell}-lr{self.optimizer.peak_lr:.4g}-s{seed}-{digest}"
 
     @property
     def model_name(self) -> str:

@@ -38,6 +38,9 @@ def _lines(cls: type[BaseModel], error: ValidationError, source: str) -> Iterabl
         if detail["type"] == "extra_forbidden":
             section = ".".join(path[:-1]) or "the top level"
             yield f"{source}: {path[-1]!r} is not a key of {section}; {nearest(path[-1], _keys(cls, path[:-1]))}"
+        elif detail["type"] == "union_tag_invalid":
+            tags = detail["ctx"]["expected_tags"].replace("'", "").split(", ")
+            yield f"{source}: unknown {path[-1]} {detail['ctx']['tag']!r}; {nearest(detail['ctx']['tag'], tags)}"
         elif detail["type"] == "value_error":
             yield f"{source}: {place + ': ' if place else ''}{detail['ctx']['error']}"
         else:

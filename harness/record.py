@@ -1,7 +1,8 @@
 """The files of a run and of a sweep; imports no torch.
 
 A run writes its own folder and nothing else. A file is complete before it has its name: it is written under a temporary
-name beside it, synchronised, then renamed. `evaluations.jsonl` alone grows, a row at a time, and a torn last line is dropped.
+name beside it, synchronised, then renamed. `evaluations.jsonl` alone grows, a row at a time, and a torn last line is
+dropped.
 """
 
 import json
@@ -122,6 +123,11 @@ class RunFolder:
         return self.path / "config.json"
 
     @property
+    def machine(self) -> Path:
+        """The MachineConfig that the run was last started with, as JSON."""
+        return self.path / "machine.json"
+
+    @property
     def run(self) -> Path:
         """One flat row of RUN_COLUMNS: written at the start, completed at the end."""
         return self.path / "run.json"
@@ -133,7 +139,7 @@ class RunFolder:
 
     @property
     def progress(self) -> Path:
-        """step, tokens_seen, tokens_per_second, val_loss_nats, updated_at (unix seconds): rewritten every second or so."""
+        """step, tokens_seen, tokens_per_second, updated_at (unix seconds): rewritten about once a second."""
         return self.path / "progress.json"
 
     @property
@@ -155,19 +161,22 @@ class RunFolder:
         return self.path / "log.txt"
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any], durable: bool = True) -> None:
     """Write `content` so that `path` is either the old file or the whole new one. NaN and infinity are refused."""
-    write_atomically(path, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
+    write_atomically(path, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n", durable)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write under a temporary name in the same folder, synchronise, rename."""
+def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
+    """Write under a temporary name in the same folder and rename; `durable` synchronises, to outlive a power cut
+    too.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -192,6 +201,7 @@ def append_row(path: Path, row: Mapping[str, Value]) -> None:
     with path.open("a") as file:
         file.write(json.dumps(row, allow_nan=False) + "\n")
         file.flush()
+        os.fsync(file.fileno())
 
 
 def read_rows(path: Path) -> list[dict[str, Value]]:

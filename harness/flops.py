@@ -1,0 +1,51 @@
+"""Parameters, floating-point operations and optimizer state, counted from the shapes that multiply."""
+
+import math
+
+from harness.config import ModelConfig
+from harness.optimizers.config import MuonConfig, OptimizerConfig
+from harness.shapes import parameters
+
+#: What `forward_backward_flops_per_token` counts, as it is recorded and printed.
+FLOPS_CONVENTION = "6 × (hidden + head weights) + 12 × layers × sequence × width"
+
+
+def count_parameters(model: ModelConfig) -> int:
+    """Count all parameters; a tied head counts once."""
+    return sum(math.prod(parameter.shape) for parameter in parameters(model))
+
+
+def count_nonembedding_parameters(model: ModelConfig) -> int:
+    """Count the hidden matrices and norms: without embedding and head."""
+    return sum(math.prod(p.shape) for p in parameters(model) if p.role in ("hidden", "norm"))
+
+
+def forward_backward_flops_per_token(model: ModelConfig) -> float:
+    """Return FLOPs per token of forward and backward: two for each multiply-add, backward twice the forward.
+
+    Matrices that multiply count 6 per weight (the head also when tied; the embedding is a look-up). Attention scores
+    and values count in full, without the saving of the causal half.
+    Source: arXiv 2204.02311, appendix B (6N + 12·L·H·Q·T).
+    """
+    hidden = sum(math.prod(p.shape) for p in parameters(model) if p.role == "hidden")
+    head = model.known_vocab_size * model.width
+    return 6.0 * (hidden + head) + 12.0 * model.layers * model.sequence_length * model.width
+
+
+def optimizer_flops_per_step(model: ModelConfig, optimizer: OptimizerConfig) -> float:
+    """Return the FLOPs of the optimizer's matrix products in one step.
+
+    Newton–Schulz on an m × n matrix (m ≤ n) takes 4m²n + 2m³ per iteration. Element-wise work, some tens of
+    operations per parameter for every optimizer, is left out, as in arXiv 2505.02222, appendix A.
+    """
+    if not isinstance(optimizer, MuonConfig):
+        return 0.0
+    hidden = [sorted(p.shape) for p in parameters(model) if p.role == "hidden"]
+    return 5.0 * sum(4.0 * m * m * n + 2.0 * m**3 for m, n in hidden)
+
+
+def optimizer_state_bytes(model: ModelConfig, optimizer: OptimizerConfig) -> int:
+    """Return the bytes of the optimizer's state in float32: two moments per AdamW weight, one per Muon weight."""
+    moments = 1 if isinstance(optimizer, MuonConfig) else 2
+    counts = [(p.role, math.prod(p.shape)) for p in parameters(model)]
+    return 4 * sum(count * (moments if role == "hidden" else 2) for role, count in counts)
