@@ -1,0 +1,110 @@
+"""The stream of training data: a pure function of (corpus, data seed, position).
+
+The training split is cut into windows of sequence_length + 1 tokens that start every `sequence_length` tokens: inputs
+are a window without its last token, targets without its first. Sequence i of a data seed is the same in every run,
+whatever the batch size, the devices and the accumulation, so that a resume needs the step alone.
+
+Shapes: n sequences of a micro-batch, L = sequence_length.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from harness.batch_plan import BatchPlan
+from harness.config import RunConfig
+from harness.corpus import Corpus, count_evaluation_windows
+from harness.shards import Tokens, open_shard
+from harness.shuffle import window_index
+
+
+class MicroBatches(Dataset[Tensor]):
+    """Item k: tokens (n, L + 1), int64, of one device in micro-batch k % accumulation of step k // accumulation.
+
+    Step s takes the sequences [s · G, (s + 1) · G) of the stream, device r the r-th equal part of them, a micro-batch
+    the next n of that.
+    """
+
+    def __init__(self, tokens: Tokens, plan: BatchPlan, steps: int, data_seed: int, device_index: int = 0) -> None:
+        self._windows = _windows(tokens, plan.sequence_length)
+        self._plan = plan
+        self._steps = steps
+        self._data_seed = data_seed
+        self._device_index = device_index
+
+    def __len__(self) -> int:
+        return self._steps * self._plan.accumulation
+
+    def __getitem__(self, index: int) -> Tensor:
+        step, micro_batch = divmod(index, self._plan.accumulation)
+        device_step = step * self._plan.devices + self._device_index
+        first = (device_step * self._plan.accumulation + micro_batch) * self._plan.micro_batch_sequences
+        positions = np.arange(first, first + self._plan.micro_batch_sequences)
+        return _read(self._windows, window_index(positions, len(self._windows), self._data_seed))
+
+
+class TokenStream(LightningDataModule):
+    """The micro-batches of a run, from the step that the trainer stands at."""
+
+    def __init__(self, corpus: Corpus, run: RunConfig, plan: BatchPlan) -> None:
+        super().__init__()
+        self._corpus = corpus
+        self._run = run
+        self._plan = plan
+
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        trainer = self.trainer
+        assert trainer is not None, "the stream starts where its trainer stands"
+        batches = MicroBatches(
+            open_shard(self._corpus.folder, "train"),
+            self._plan,
+            self._run.steps,
+            self._run.data_seed,
+            device_index=trainer.global_rank,
+        )
+        sampler = ResumedOrder(len(batches), lambda: trainer.global_step * self._plan.accumulation)
+        on_gpu = trainer.strategy.root_device.type == "cuda"
+        return DataLoader(batches, batch_size=None, sampler=sampler, num_workers=0, pin_memory=on_gpu)
+
+
+class ResumedOrder(Sampler[int]):
+    """The indices from `start()` on, in order; the length is that of the whole run, as Lightning counts it."""
+
+    def __init__(self, length: int, start: Callable[[], int]) -> None:
+        self._length = length
+        self._start = start
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self._start(), self._length))
+
+
+def validation_batches(corpus: Corpus, run: RunConfig, micro_batch_sequences: int) -> list[Tensor]:
+    """Return evaluation.tokens of validation text, in batches of tokens (n, L + 1); the last may be smaller.
+
+    The windows are spread evenly over the split and are the same for every batch size and seed.
+
+    Raises: ValueError when evaluation.tokens is no whole number of sequences or more than the split holds.
+    """
+    count = count_evaluation_windows(corpus, run)
+    windows = _windows(open_shard(corpus.folder, "validation"), run.model.sequence_length)
+    tokens = _read(windows, np.arange(count) * len(windows) // count)
+    return list(torch.split(tokens, micro_batch_sequences))
+
+
+def _windows(tokens: Tokens, sequence_length: int) -> NDArray[Any]:
+    """View tokens (N,) as windows ((N - 1) // L, L + 1) that share their ends; copies nothing."""
+    return sliding_window_view(tokens, sequence_length + 1)[::sequence_length]
+
+
+def _read(windows: NDArray[Any], index: NDArray[np.int64]) -> Tensor:
+    return torch.from_numpy(windows[index].astype(np.int64))
