@@ -4,6 +4,7 @@ A decay rate (momentum, a beta) is either a number per step or a half-life in to
 over batch sizes can hold either one fixed.
 """
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -31,7 +32,7 @@ DecayRate = UnitInterval | HalfLife
 def decay_per_step(rate: float | HalfLife, tokens_per_step: int) -> float:
     """Return the factor by which an average shrinks in one optimizer step."""
     if isinstance(rate, HalfLife):
-        return max(rate.floor, 0.5 ** (tokens_per_step / rate.half_life_tokens))
+        return max(rate.floor, math.exp2(-tokens_per_step / rate.half_life_tokens))
     return rate
 
 
@@ -57,7 +58,9 @@ class AuxiliaryConfig(Frozen):
 
 
 class MuonConfig(Frozen):
-    """Muon on the hidden matrices, AdamW on the rest. Sources: KellerJordan/Muon; arXiv 2502.16982; arXiv 2505.02222."""
+    """Muon on the hidden matrices, AdamW on the rest. Sources: KellerJordan/Muon; arXiv 2502.16982; arXiv
+    2505.02222.
+    """
 
     name: Literal["muon"] = "muon"
     peak_lr: Positive

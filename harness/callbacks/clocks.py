@@ -1,0 +1,57 @@
+"""Three clocks, of which one runs at any time: optimizer steps, evaluation, everything else."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+
+Clock = Literal["train", "eval", "other"]
+
+
+class Clocks(pl.Callback):
+    """Seconds by clock, over all starts of a run. `other` is start-up, compilation and checkpoints."""
+
+    def __init__(self, started: float, compiled: bool) -> None:
+        """Start the clock `other` at `started` (time.perf_counter). A compiled run's first step counts as
+        compilation.
+        """
+        self.seconds: dict[Clock, float] = {"train": 0.0, "eval": 0.0, "other": 0.0}
+        self._running: Clock = "other"
+        self._since = started
+        self._compiling = compiled
+
+    @contextmanager
+    def use(self, clock: Clock) -> Iterator[None]:
+        """Let `clock` run inside the block."""
+        before = self._running
+        self.switch(clock)
+        try:
+            yield
+        finally:
+            self.switch(before)
+
+    def switch(self, clock: Clock) -> None:
+        """Let `clock` run from now on, once the device has done what it was given."""
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.seconds[self._running] += now - self._since
+        self._running, self._since = clock, now
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        self.switch("other" if self._compiling else "train")
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self._compiling:
+            self._compiling = False
+            self.switch("train")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {str(clock): seconds for clock, seconds in self.seconds.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for clock in self.seconds:
+            self.seconds[clock] += state_dict[clock]

@@ -1,0 +1,146 @@
+"""Evaluation at the token marks: one row of the record each, and the decision whether the run goes on."""
+
+import math
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from harness.callbacks.averaging import WeightAverage
+from harness.callbacks.clocks import Clocks
+from harness.callbacks.probe import UpdateProbe
+from harness.callbacks.step_callback import StepCallback
+from harness.flops import forward_backward_flops_per_token, optimizer_flops_per_step
+from harness.module import LanguageModel
+from harness.record import RunFolder, Value, append_row, trim_rows
+
+#: A run whose validation loss is above its start at this many marks in a row after warmup has diverged.
+DIVERGED_AFTER_MARKS = 2
+
+
+class Evaluation(StepCallback):
+    """Evaluates raw and averaged weights on the same sequences at each mark and appends the row.
+
+    `stop_reason` is null until the run is over: budget, target, non_finite_loss or loss_above_start.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        marks: list[int],
+        batches: list[Tensor],
+        clocks: Clocks,
+        probe: UpdateProbe,
+        average: WeightAverage | None,
+    ) -> None:
+        self.stop_reason: str | None = None
+        self._folder, self._marks, self._batches = folder, set(marks), batches
+        self._clocks, self._probe, self._average = clocks, probe, average
+        self._last_mark = 0
+        self._initial_loss = math.inf
+        self._marks_above_start = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if trainer.is_global_zero:
+            trim_rows(self._folder.evaluations, last_step=trainer.global_step if trainer.global_step else -1)
+        if trainer.global_step == 0:
+            self._evaluate(trainer, pl_module)
+
+    def on_step_end(self, trainer: pl.Trainer, module: LanguageModel) -> None:
+        if trainer.global_step in self._marks:
+            self._evaluate(trainer, module)
+
+    def _evaluate(self, trainer: pl.Trainer, module: LanguageModel) -> None:
+        step, run = trainer.global_step, module.run
+        with self._clocks.use("eval"):
+            raw_loss = self._loss(trainer, module)
+            averaged_loss = self._averaged_loss(trainer, module)
+            train_loss = self._train_loss(trainer, module)
+            measured = self._probe.take(module)
+        row: dict[str, Value] = {
+            "run_id": run.run_id,
+            "step": step,
+            "tokens_seen": step * run.global_batch_tokens,
+            "train_flops": step * _flops_per_step(module),
+            "train_seconds": self._clocks.seconds["train"],
+            "eval_seconds": self._clocks.seconds["eval"],
+            "other_seconds": self._clocks.seconds["other"],
+            "learning_rate": module.learning_rate(step) if step else None,
+            "train_loss_nats": _finite(train_loss),
+            "val_loss_nats": _finite(raw_loss),
+            "val_loss_averaged_nats": _finite(averaged_loss),
+            **measured,
+        }
+        if trainer.is_global_zero:
+            append_row(self._folder.evaluations, row)
+        self._decide(trainer, module, raw_loss, averaged_loss, train_loss)
+
+    def _decide(
+        self, trainer: pl.Trainer, module: LanguageModel, raw: float, averaged: float | None, train: float | None
+    ) -> None:
+        run, step = module.run, trainer.global_step
+        if step == 0:
+            self._initial_loss = raw
+        above = step > run.warmup_steps and raw > self._initial_loss
+        self._marks_above_start = self._marks_above_start + 1 if above else 0
+        watched = raw if averaged is None else averaged
+        if not all(math.isfinite(loss) for loss in (raw, averaged, train) if loss is not None):
+            self.stop_reason = "non_finite_loss"
+        elif self._marks_above_start == DIVERGED_AFTER_MARKS:
+            self.stop_reason = "loss_above_start"
+        elif step == run.steps:
+            self.stop_reason = "budget"
+        elif run.stop_at_loss_nats is not None and watched <= run.stop_at_loss_nats:
+            self.stop_reason = "target"
+        trainer.should_stop = self.stop_reason is not None
+
+    @torch.no_grad()
+    def _loss(self, trainer: pl.Trainer, module: LanguageModel) -> float:
+        """Return the mean validation loss per token; each rank takes every world_size-th batch."""
+        mine = range(trainer.global_rank, len(self._batches), trainer.world_size)
+        with trainer.strategy.precision_plugin.val_step_context():
+            losses = [
+                module.loss(batch.to(module.device)).double() * len(batch) for batch in (self._batches[i] for i in mine)
+            ]
+        total = torch.stack(losses).sum() if losses else torch.zeros((), dtype=torch.float64, device=module.device)
+        return float(trainer.strategy.reduce(total, reduce_op="sum")) / sum(len(batch) for batch in self._batches)
+
+    def _averaged_loss(self, trainer: pl.Trainer, module: LanguageModel) -> float | None:
+        if self._average is None:
+            return None
+        with self._average.swapped_in(module):
+            return self._loss(trainer, module)
+
+    def _train_loss(self, trainer: pl.Trainer, module: LanguageModel) -> float | None:
+        """Return the mean loss of the micro-batches since the last mark, and start the next sum."""
+        micro_batches = (trainer.global_step - self._last_mark) * trainer.accumulate_grad_batches
+        self._last_mark = trainer.global_step
+        if not micro_batches:
+            return None
+        mean = float(trainer.strategy.reduce(module.train_loss_sum, reduce_op="mean")) / micro_batches
+        module.train_loss_sum.zero_()
+        return mean
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "last_mark": self._last_mark,
+            "initial_loss": self._initial_loss,
+            "marks_above_start": self._marks_above_start,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._last_mark = state_dict["last_mark"]
+        self._initial_loss = state_dict["initial_loss"]
+        self._marks_above_start = state_dict["marks_above_start"]
+
+
+def _flops_per_step(module: LanguageModel) -> float:
+    run = module.run
+    return forward_backward_flops_per_token(run.model) * run.global_batch_tokens + optimizer_flops_per_step(
+        run.model, run.optimizer
+    )
+
+
+def _finite(loss: float | None) -> float | None:
+    return loss if loss is not None and math.isfinite(loss) else None

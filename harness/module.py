@@ -1,0 +1,52 @@
+"""The LightningModule: loss, learning rate and clipping of one run. What is measured lives in `callbacks`."""
+
+from typing import Any, cast
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim import Optimizer
+
+from harness.config import RunConfig
+from harness.model import Transformer
+from harness.optimizers.combined import CombinedOptimizer, build_optimizer
+from harness.schedule import learning_rate_factor
+
+
+class LanguageModel(pl.LightningModule):
+    """A `Transformer` trained on sequences (B, T + 1): tokens 0 … T−1 predict tokens 1 … T."""
+
+    train_loss_sum: Tensor
+
+    def __init__(self, run: RunConfig) -> None:
+        super().__init__()
+        self.run = run
+        self.network = Transformer(run.model)
+        self.network.initialise(run.init_seed)
+        # in the state, so that a resumed run reports the same mean; float64, so that its order of summation does not
+        # show
+        self.register_buffer("train_loss_sum", torch.zeros((), dtype=torch.float64))
+
+    def training_step(self, sequences: Tensor, _: int) -> Tensor:
+        loss = self.loss(sequences)
+        self.train_loss_sum += loss.detach()
+        return loss
+
+    def loss(self, sequences: Tensor) -> Tensor:
+        """Return the mean cross-entropy in nats per token."""
+        logits = self.network(sequences[:, :-1])
+        at_least_float32 = torch.promote_types(logits.dtype, torch.float32)
+        return F.cross_entropy(logits.flatten(0, 1).to(at_least_float32), sequences[:, 1:].flatten())
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        inner = cast(CombinedOptimizer, optimizer)
+        inner.set_learning_rate(self.learning_rate(self.trainer.global_step + 1))
+        if self.run.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.run.max_grad_norm)
+
+    def learning_rate(self, step: int) -> float:
+        return self.run.optimizer.peak_lr * learning_rate_factor(step, self.run)
+
+    def configure_optimizers(self) -> Any:
+        return build_optimizer(self.network, self.run.model, self.run.optimizer, self.run.global_batch_tokens)

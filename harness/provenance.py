@@ -1,0 +1,108 @@
+"""What a run was made with: the row of RUN_COLUMNS that is known when it starts."""
+
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from harness.batch_plan import BatchPlan
+from harness.config import MachineConfig, RunConfig
+from harness.flops import (
+    FLOPS_CONVENTION,
+    count_nonembedding_parameters,
+    count_parameters,
+    forward_backward_flops_per_token,
+    optimizer_flops_per_step,
+)
+from harness.record import RUN_COLUMNS, Value
+
+
+def describe_run(run: RunConfig, machine: MachineConfig, plan: BatchPlan) -> dict[str, Value]:
+    """Return a row of RUN_COLUMNS for a run that starts now; what is known only at the end is null."""
+    row: dict[str, Value] = dict.fromkeys(RUN_COLUMNS) | _science(run) | _counts(run) | _machine(machine, plan)
+    row |= {"started_at": datetime.now(UTC).isoformat(timespec="seconds"), "status": "running", "resumes": 0}
+    assert row.keys() == RUN_COLUMNS.keys(), row.keys() ^ RUN_COLUMNS.keys()
+    return row
+
+
+def _science(run: RunConfig) -> dict[str, Value]:
+    return {
+        "run_id": run.run_id,
+        "model": run.model_name,
+        "optimizer": run.optimizer.name,
+        "global_batch_tokens": run.global_batch_tokens,
+        "token_budget": run.token_budget,
+        "realized_tokens": run.realized_tokens,
+        "peak_lr": run.optimizer.peak_lr,
+        "weight_decay": run.optimizer.weight_decay,
+        "warmup_tokens": run.warmup_effective_tokens,
+        "schedule": run.schedule.kind,
+        "averaging": run.averaging.kind,
+        "protocol": run.protocol,
+        "init_seed": run.init_seed,
+        "data_seed": run.data_seed,
+        "precision": run.precision,
+        "sequence_length": run.model.sequence_length,
+        "vocab_size": run.model.known_vocab_size,
+        "corpus": run.corpus.source,
+        "corpus_fingerprint": run.corpus.fingerprint,
+        "science_version": run.science_version,
+        "config_json": run.model_dump_json(),
+    }
+
+
+def _counts(run: RunConfig) -> dict[str, Value]:
+    return {
+        "num_params": count_parameters(run.model),
+        "num_params_nonembedding": count_nonembedding_parameters(run.model),
+        "flops_per_token": forward_backward_flops_per_token(run.model),
+        "optimizer_flops_per_step": optimizer_flops_per_step(run.model, run.optimizer),
+        "flops_convention": FLOPS_CONVENTION,
+    }
+
+
+def _machine(machine: MachineConfig, plan: BatchPlan) -> dict[str, Value]:
+    return {
+        "device": device_name(machine),
+        "num_devices": machine.devices,
+        "micro_batch_tokens": plan.micro_batch_tokens,
+        "accumulation": plan.accumulation,
+        "threads": torch.get_num_threads(),
+        "compiled": machine.compile,
+        "python_version": platform.python_version(),
+        "torch_version": torch.__version__,
+        "lightning_version": version("lightning"),
+        "code_commit": code_commit(),
+    }
+
+
+def uses_gpu(machine: MachineConfig) -> bool:
+    return machine.accelerator == "gpu" or (machine.accelerator == "auto" and torch.cuda.is_available())
+
+
+def device_name(machine: MachineConfig) -> str:
+    """Return the model name of the GPU or of the processor."""
+    if uses_gpu(machine):
+        return torch.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def code_commit() -> str | None:
+    """Return the commit of the checkout that this code lies in, with + for local changes; null outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        result = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True)
+        return result.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,185 @@
+"""Train one run, or go on with it: the only place that builds a Trainer.
+
+`python -m harness.train FOLDER` trains the run whose config.json (and machine.json) lie in FOLDER; under
+`python -m torch.distributed.run` it is one rank of a run on several devices.
+"""
+
+import json
+import logging
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+
+from harness.batch_plan import BatchPlan, plan_batch
+from harness.callbacks.averaging import WeightAverage
+from harness.callbacks.clocks import Clocks
+from harness.callbacks.evaluation import Evaluation
+from harness.callbacks.interruption import AtomicCheckpointIO, Checkpoints
+from harness.callbacks.probe import UpdateProbe
+from harness.callbacks.progress import Progress
+from harness.config import MachineConfig, RunConfig
+from harness.corpus import check_budget, prepare
+from harness.data import TokenStream, validation_batches
+from harness.module import LanguageModel
+from harness.provenance import describe_run, uses_gpu
+from harness.record import RunFolder, Value, read_json, write_json
+from harness.schedule import evaluation_marks
+
+#: What must not change between a checkpoint and the resumption, for the sums to come out the same bit for bit.
+SAME_ON_RESUME = ("num_devices", "micro_batch_tokens", "accumulation", "threads", "compiled", "torch_version", "device")
+
+
+def train(run: RunConfig, machine: MachineConfig, folder: Path, corpus_cache: Path | None = None) -> str:
+    """Train `run` in `folder` from its checkpoint if there is one; return its status, `finished` or `diverged`.
+
+    Raises: ValueError when the corpus, the batch split or the resumption does not fit; Interrupted when a signal came
+    (after a checkpoint: calling again goes on).
+    """
+    clocks = Clocks(time.perf_counter(), machine.compile)
+    files = RunFolder(folder)
+    if (status := finished_status(files)) is not None:
+        return status
+    plan = plan_batch(
+        run.global_batch_tokens, run.model.sequence_length, machine.devices, machine.max_micro_batch_tokens
+    )
+    corpus = prepare(run.corpus, corpus_cache)
+    check_budget(corpus, run)
+    torch.set_num_threads(machine.threads or torch.get_num_threads())
+    row = _start(files, run, machine, plan)
+
+    module = LanguageModel(run)
+    if machine.compile:
+        module.network.compile()
+    average = None if run.averaging.kind == "none" else WeightAverage()
+    marks = evaluation_marks(run.evaluation, run.global_batch_tokens, run.steps)
+    probe = UpdateProbe(set(marks))
+    validation = validation_batches(corpus, run, machine.max_micro_batch_tokens // run.model.sequence_length)
+    evaluation = Evaluation(files, marks, validation, clocks, probe, average)
+    checkpoints = Checkpoints(files.checkpoint, machine.checkpoint_every_seconds, clocks)
+    averaging = [average] if average else []
+    trainer = _trainer(run, machine, plan, [clocks, probe, *averaging, evaluation, Progress(files), checkpoints])
+    _leave_sigterm_alone(trainer)
+    resume = files.checkpoint if files.checkpoint.exists() else None
+    trainer.fit(module, datamodule=TokenStream(corpus, run, plan), ckpt_path=resume, weights_only=True)
+
+    assert evaluation.stop_reason is not None, "the run ended before its budget without saying why"
+    tokens_seen = trainer.global_step * run.global_batch_tokens
+    assert evaluation.stop_reason != "budget" or tokens_seen == run.realized_tokens, (tokens_seen, run.realized_tokens)
+    status = "finished" if evaluation.stop_reason in ("budget", "target") else "diverged"
+    if trainer.is_global_zero:
+        clocks.switch("other")
+        _finish(
+            files, row | {"status": status, "stop_reason": evaluation.stop_reason, "step": trainer.global_step}, clocks
+        )
+    return status
+
+
+def finished_status(files: RunFolder) -> str | None:
+    """Return `finished` or `diverged` for a run that is over, else null."""
+    status = read_json(files.run)["status"] if files.run.exists() else "running"
+    return None if status == "running" else str(status)
+
+
+def _start(files: RunFolder, run: RunConfig, machine: MachineConfig, plan: BatchPlan) -> dict[str, Value]:
+    """Write what is known at the start (rank 0), or check that a resumption computes the same sums."""
+    row = describe_run(run, machine, plan)
+    if files.checkpoint.exists() and files.run.exists():
+        before = read_json(files.run)
+        for name in SAME_ON_RESUME:
+            if before[name] != row[name]:
+                raise ValueError(
+                    f"{files.path}: the checkpoint was made with {name} {before[name]}, now it is {row[name]}; "
+                    f"go on with the same, or remove {files.checkpoint.name} to train from the start"
+                )
+        row |= {"started_at": before["started_at"], "resumes": before["resumes"] + 1}
+    if int(os.environ.get("RANK", "0")) == 0:
+        files.path.mkdir(parents=True, exist_ok=True)
+        write_json(files.config, json.loads(run.model_dump_json()))
+        write_json(files.machine, json.loads(machine.model_dump_json()))
+        write_json(files.run, row)
+    return row
+
+
+def _finish(files: RunFolder, row: dict[str, Value], clocks: Clocks) -> None:
+    assert isinstance(row["step"], int)
+    assert isinstance(row["global_batch_tokens"], int)
+    seconds: dict[str, Value] = {f"{clock}_seconds": value for clock, value in clocks.seconds.items()}
+    write_json(files.run, row | seconds | {"tokens_seen": row["step"] * row["global_batch_tokens"]})
+    files.checkpoint.unlink(missing_ok=True)
+    files.progress.unlink(missing_ok=True)
+
+
+def _trainer(run: RunConfig, machine: MachineConfig, plan: BatchPlan, callbacks: list[pl.Callback]) -> pl.Trainer:
+    """Build a Trainer that does nothing but train: what it would log, save or show is ours, at step boundaries."""
+    return pl.Trainer(
+        accelerator="gpu" if uses_gpu(machine) else "cpu",
+        devices=machine.devices,
+        strategy=_strategy(machine),
+        precision="32-true" if run.precision == "fp32" else "bf16-mixed",
+        max_steps=run.steps,
+        max_epochs=1,
+        accumulate_grad_batches=plan.accumulation,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO(), _environment()],
+    )
+
+
+def _strategy(machine: MachineConfig) -> Strategy:
+    if machine.devices > 1:
+        return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+    return SingleDeviceStrategy(torch.device("cuda", 0) if uses_gpu(machine) else torch.device("cpu"))
+
+
+def _environment() -> ClusterEnvironment:
+    """Name the environment: Lightning would guess Slurm from its variables and take signals and ranks from it."""
+    return TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()
+
+
+def _leave_sigterm_alone(trainer: pl.Trainer) -> None:
+    """Drop the flag that Lightning sends around the ranks every micro-batch (upstream issue 21487); `Checkpoints` has
+    its own.
+    """
+    loop: Any = trainer.fit_loop.epoch_loop
+    if hasattr(loop, "_broadcast_sigterm_tensor"):
+        loop._broadcast_sigterm_tensor = lambda: None
+
+
+def quieten() -> None:
+    """Silence what Lightning says for people who write their own loops."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # the stream is a pure function of the step, so its loader has no state to restore
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
+
+
+def main() -> int:
+    """Train the run of the folder named on the command line."""
+    files = RunFolder(Path(sys.argv[1]))
+    machine = read_json(files.machine) if files.machine.exists() else {}
+    quieten()
+    run = RunConfig.parse(read_json(files.config), str(files.config))
+    print(train(run, MachineConfig.parse(machine, str(files.machine)), files.path))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
