@@ -20,7 +20,7 @@ Count = Annotated[int, Field(gt=0)]
 
 _NOT_SCIENCE = {
     "model": {"preset"},
-    "corpus": {"paths", "tokenizer_path", "max_epochs"},
+    "corpus": {"paths", "tokenizer_path", "max_tokens", "max_epochs"},
     "schedule": {"max_warmup_share"},
 }
 
@@ -28,8 +28,15 @@ _NOT_SCIENCE = {
 class CorpusConfig(Frozen):
     """Which text, cut into tokens how. `fingerprint` and `vocab_size` are filled in when the corpus is prepared.
 
-    `paths` (files or globs) is for the sources `text`, `jsonl` and `bin`; for `huggingface` it is the name of the
-    data set.
+    `paths` holds files or globs for the sources `text`, `jsonl` and `bin`; for `huggingface` it is `[name]` or
+    `[name, configuration]` of a data set, whose part `train` is read.
+
+    `validation_share` of the documents, chosen by a hash of their path (files) or their text (rows), is for validation.
+    A single text file is split by position instead: its last `validation_share`, from the start of a line on. Token
+    files are split by their names (see `harness.token_files`).
+
+    `max_tokens` ends the reading of text, in the order of names or rows, with the document that gives the train split
+    that many tokens.
     """
 
     source: Literal["python-stdlib", "site-packages", "text", "jsonl", "bin", "huggingface"]
@@ -37,6 +44,7 @@ class CorpusConfig(Frozen):
     text_field: str = "text"
     tokenizer: Literal["bytes", "ascii", "tiktoken", "tokenizers"] = "bytes"
     tokenizer_path: str | None = None
+    max_tokens: Count | None = None
     validation_share: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
     max_epochs: Positive = 1.0
     fingerprint: str | None = None
@@ -211,8 +219,8 @@ class RunConfig(Frozen):
         """`<model>-<optimizer>-b<tokens>-lr<lr>-s<seed>-<hash>`; the hash is of the resolved configuration, defaults
         included.
 
-        Left out are a preset's name (its shape counts), places of files (the fingerprint counts) and limits that only
-        refuse.
+        Left out are a preset's name (its shape counts), places of files and how much of them is read (the fingerprint
+        counts) and limits that only refuse.
         """
         science = self.model_dump(mode="json", exclude=_NOT_SCIENCE)
         canonical = json.dumps(science, sort_keys=True, separators=(",", ":"))

@@ -11,14 +11,14 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from harness.config import CorpusConfig, RunConfig
-from harness.documents import SourceFile, documents, is_validation, source_files
+from harness.documents import SourceFile, documents, source_files, split_rule
 from harness.shards import (
     SPLITS,
     Dtype,
@@ -32,6 +32,7 @@ from harness.shards import (
 )
 from harness.token_files import token_pieces
 from harness.tokenizers import load_tokenizer, tokenizer_file
+from harness.user_files import reading, user_path
 
 #: Raised when the same source would give other shards.
 _FORMAT = 1
@@ -57,14 +58,17 @@ def prepare(config: CorpusConfig, cache: Path | None = None) -> Corpus:
 
     `cache` is by default $CRITBATCH_CACHE, else critbatch in the user's cache folder.
 
-    Raises: ValueError for what is missing, empty or damaged, or is not what `fingerprint` and `vocab_size` say.
+    Raises: ValueError for what is missing, empty, unreadable or damaged, or is not what `fingerprint` and
+    `vocab_size` say, and for a cache that cannot be written.
     """
     files = source_files(config)
-    folder = (cache or default_cache()) / _folder_name(config, files)
-    if not folder.exists():
-        with _locked(folder.with_suffix(".lock")):
-            if not folder.exists():
-                _build(config, files, folder)
+    cache = cache or default_cache()
+    folder = cache / _folder_name(config, files)
+    with _writing(cache):
+        if not folder.exists():
+            with _locked(folder.with_suffix(".lock")):
+                if not folder.exists():
+                    _build(config, files, folder)
     return _checked(config, read_index(folder), folder)
 
 
@@ -78,7 +82,7 @@ def check_budget(corpus: Corpus, run: RunConfig) -> None:
         raise ValueError(
             f"the run needs {run.realized_tokens} tokens, {epochs:.2f} epochs of the {windows * length} "
             f"in the training split; corpus.max_epochs allows {run.corpus.max_epochs:g}: lower token_budget, "
-            f"take a larger corpus, or raise corpus.max_epochs"
+            f"take a larger corpus (corpus.paths, corpus.max_tokens), or raise corpus.max_epochs"
         )
     count_evaluation_windows(corpus, run)
 
@@ -109,9 +113,8 @@ def count_evaluation_windows(corpus: Corpus, run: RunConfig) -> int:
 
 
 def default_cache() -> Path:
-    if own := os.environ.get("CRITBATCH_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "critbatch"
+    user_cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return user_path(os.environ.get("CRITBATCH_CACHE") or f"{user_cache}/critbatch", "CRITBATCH_CACHE")
 
 
 def _folder_name(config: CorpusConfig, files: list[SourceFile]) -> str:
@@ -124,30 +127,37 @@ def _folder_name(config: CorpusConfig, files: list[SourceFile]) -> str:
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:
-    state = path.stat()
+    with reading(path):
+        state = path.stat()
     return state.st_size, state.st_mtime_ns
+
+
+@contextmanager
+def _writing(cache: Path) -> Iterator[None]:
+    """Turn the system's refusal to write into a ValueError; what cannot be read has become one before."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"the corpus cache {cache} cannot be written ({error.strerror}); "
+            f"set CRITBATCH_CACHE to a folder that can, with room for the tokens"
+        ) from None
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold the lock file; wait for another process that does."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-    except OSError as error:
-        raise ValueError(
-            f"the corpus cache {path.parent} cannot be written ({error.strerror}); "
-            f"set CRITBATCH_CACHE to a folder that can"
-        ) from None
-    with file:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _build(config: CorpusConfig, files: list[SourceFile], folder: Path) -> None:
-    """Write shards and index under another name, then rename; what a killed process left there is removed first."""
+    """Write shards and index under another name, then rename."""
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
+    _remove_abandoned(folder.parent)
     partial.mkdir()
     try:
         index = _write_tokens(config, files, partial) if config.source == "bin" else _write_text(config, files, partial)
@@ -158,26 +168,33 @@ def _build(config: CorpusConfig, files: list[SourceFile], folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _remove_abandoned(cache: Path) -> None:
+    """Remove what killed processes left of other corpora: a build that still goes on holds its lock."""
+    for partial in cache.glob("*.partial"):
+        with suppress(OSError), partial.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(partial)
+
+
 def _write_text(config: CorpusConfig, files: list[SourceFile], folder: Path) -> ShardIndex:
     """Write documents, each followed by the separator; empty ones and those with a NUL byte (no text) are left out."""
     tokenizer = load_tokenizer(config)
     left_out = 0
     with _writers(folder, smallest_dtype(tokenizer.vocab_size)) as writers:
-        for key, text in documents(config, files):
+        for split, text in documents(config, files):
             if not text or b"\0" in text:
                 left_out += 1
                 continue
             tokens = tokenizer.encode(text)
-            split: Split = "validation" if is_validation(key, config.validation_share) else "train"
             writers[split].append(np.append(tokens, tokens.dtype.type(tokenizer.separator)), text_bytes=len(text))
-    key_name = "text" if config.source in ("jsonl", "huggingface") else "path"
-    split_rule = f"sha256 of the {key_name} below {config.validation_share:g}"
+            if config.max_tokens is not None and writers["train"].tokens >= config.max_tokens:
+                break
     return _index(
         config,
         writers,
         tokenizer=tokenizer.identity,
         vocab_size=tokenizer.vocab_size,
-        split_rule=split_rule,
+        split_rule=split_rule(config, files),
         left_out=left_out,
     )
 
@@ -188,8 +205,8 @@ def _write_tokens(config: CorpusConfig, files: list[SourceFile], folder: Path) -
         for split, tokens in token_pieces(files, config.validation_share):
             writers[split].append(tokens)
     vocab_size = 1 + max(writer.largest_token for writer in writers.values())
-    split_rule = f"files with val in their name, else the last {config.validation_share:g} of the tokens"
-    return _index(config, writers, tokenizer="not known", vocab_size=vocab_size, split_rule=split_rule, left_out=0)
+    rule = f"files with val in their name, else the last {config.validation_share:g} of the tokens"
+    return _index(config, writers, tokenizer="not known", vocab_size=vocab_size, split_rule=rule, left_out=0)
 
 
 @contextmanager
@@ -229,12 +246,13 @@ def _index(
 def _check_splits(config: CorpusConfig, index: ShardIndex) -> None:
     if not index.train.tokens and not index.validation.tokens:
         left_out = f" ({index.left_out_documents} are empty or hold a NUL byte)" if index.left_out_documents else ""
-        raise ValueError(f"corpus {_described(config)} has no documents{left_out}")
+        raise ValueError(f"corpus {_described(config)} has no documents{left_out}; give files that hold text")
+    more = "" if config.max_tokens is None else f", or raise corpus.max_tokens from {config.max_tokens}"
     for split in SPLITS:
         if not index.shard(split).tokens:
             raise ValueError(
                 f"corpus {_described(config)}: the {split} split is empty ({index.split_rule}); "
-                f"give more documents, smaller ones, or another corpus.validation_share"
+                f"give more documents, smaller ones, or another corpus.validation_share{more}"
             )
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from harness.frozen import Frozen
 from harness.record import write_json
+from harness.user_files import reading
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, Split] = ("train", "validation")
@@ -69,9 +70,13 @@ class ShardWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with self._file:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    @property
+    def tokens(self) -> int:
+        return self._counts["tokens"]
 
     def append(self, tokens: Tokens, text_bytes: int = 0) -> None:
         """Append one document (or a piece of a token file, which has no `text_bytes`)."""
@@ -105,13 +110,14 @@ def write_index(folder: Path, index: ShardIndex) -> None:
 def read_index(folder: Path) -> ShardIndex:
     """Read the index and check the sizes of the shards; in small corpora also their content, once in a process.
 
-    Raises: ValueError, one line naming the damaged file and what to do.
+    Raises: ValueError, one line naming the damaged or unreadable file and what to do.
     """
     path = _index_path(folder)
-    try:
-        index = ShardIndex.model_validate_json(path.read_bytes())
-    except (OSError, ValueError):
-        raise _damaged(path, "missing, or not a whole index") from None
+    with reading(path):
+        try:
+            index = ShardIndex.model_validate_json(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            raise _damaged(path, "missing, or not a whole index") from None
     for split in SPLITS:
         _check_size(shard_path(folder, split), index.shard(split).tokens * np.dtype(index.dtype).itemsize)
     if index.shards_bytes <= _CHEAP_BYTES:
@@ -127,14 +133,16 @@ def verify(folder: Path) -> None:
 def open_shard(folder: Path, split: Split) -> Tokens:
     """Map the tokens of a split into memory, read-only."""
     index = read_index(folder)
-    tokens: Tokens = np.memmap(shard_path(folder, split), _on_disk(index.dtype), mode="r")
+    path = shard_path(folder, split)
+    with reading(path):
+        tokens: Tokens = np.memmap(path, _on_disk(index.dtype), mode="r")
     return tokens
 
 
 def _verify(folder: Path, index: ShardIndex) -> None:
     for split in SPLITS:
         path = shard_path(folder, split)
-        with path.open("rb") as file:
+        with reading(path), path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != index.shard(split).sha256:
                 raise _damaged(path, "its content is not what was written")
 

@@ -27,15 +27,22 @@ def window_index(position: NDArray[np.int64], num_windows: int, seed: int) -> ND
     assert position.min(initial=0) >= 0
     epoch, start = np.divmod(position.astype(np.uint64).ravel(), np.uint64(num_windows))
     keys = _round_keys(epoch, seed)
-    window = _encipher(start, num_windows, keys)
+    a, b = _sides(num_windows)
+    window = _encipher(start, a, b, keys)
+    rounds_left = a * b - num_windows
     while (outside := np.flatnonzero(window >= num_windows)).size:
-        window[outside] = _encipher(window[outside], num_windows, keys[:, outside])
+        assert rounds_left > 0, "a permutation passes each of the a·b - N outside numbers once at most"
+        rounds_left -= 1
+        window[outside] = _encipher(window[outside], a, b, keys[:, outside])
     return window.astype(np.int64).reshape(position.shape)
 
 
-def _encipher(number: _Words, num_windows: int, keys: _Words) -> _Words:
+def _sides(num_windows: int) -> tuple[int, int]:
     a = math.isqrt(num_windows - 1) + 1
-    b = -(-num_windows // a)
+    return a, -(-num_windows // a)
+
+
+def _encipher(number: _Words, a: int, b: int, keys: _Words) -> _Words:
     sizes = np.uint64(a), np.uint64(b)
     halves: list[_Words] = [number // sizes[1], number % sizes[1]]
     for turn, key in enumerate(keys):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from harness.documents import SourceFile
 from harness.shards import Split
+from harness.user_files import reading
 
 _MAGIC, _VERSION = 20240520, 1
 _HEADER_BYTES = 256 * 4
@@ -33,14 +34,22 @@ def token_pieces(files: list[SourceFile], validation_share: float) -> Iterator[t
 
 
 def read_tokens(path: Path) -> NDArray[np.uint16]:
-    """Map the tokens of one file, with or without a header, into memory."""
-    size = path.stat().st_size
+    """Map the tokens of one file, with or without a header, into memory.
+
+    Raises: ValueError naming the file when it cannot be read, is no token file or is not whole.
+    """
+    with reading(path):
+        return _mapped(path, path.stat().st_size)
+
+
+def _mapped(path: Path, size: int) -> NDArray[np.uint16]:
     if size == 0 or size % 2:
         raise ValueError(f"{path}: {size} bytes are no file of 16-bit tokens; it is corrupt or of another format")
     header = np.fromfile(path, np.dtype("<i4"), count=min(3, size // 4))
     if header.size < 3 or header[0] != _MAGIC:
         return np.memmap(path, np.dtype("<u2"), mode="r")
-    _check_header(path, version=int(header[1]), tokens=int(header[2]), tokens_there=(size - _HEADER_BYTES) // 2)
+    tokens_there = max(0, size - _HEADER_BYTES) // 2
+    _check_header(path, version=int(header[1]), tokens=int(header[2]), tokens_there=tokens_there)
     return np.memmap(path, np.dtype("<u2"), mode="r", offset=_HEADER_BYTES)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from harness.config import CorpusConfig
 from harness.shards import Tokens
+from harness.user_files import one_line, reading, user_path
 
 #: Split patterns of byte-pair encodings, in the form in which they were published; a rank file does not hold its own.
 _GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -60,9 +61,11 @@ def tokenizer_file(config: CorpusConfig) -> Path | None:
     wanted = "a rank file (.tiktoken)" if config.tokenizer == "tiktoken" else "a tokenizer.json"
     if config.tokenizer_path is None:
         raise ValueError(f"corpus.tokenizer_path is missing; tokenizer {config.tokenizer} needs {wanted} there")
-    path = Path(config.tokenizer_path).expanduser().absolute()
-    if not path.is_file():
-        raise ValueError(f"corpus.tokenizer_path: {path} does not exist; tokenizer {config.tokenizer} needs {wanted}")
+    path = user_path(config.tokenizer_path, "corpus.tokenizer_path")
+    with reading(path):
+        if not path.is_file():
+            what = "is no file" if path.exists() else "does not exist"
+            raise ValueError(f"corpus.tokenizer_path: {path} {what}; tokenizer {config.tokenizer} needs {wanted}")
     return path
 
 
@@ -71,7 +74,9 @@ def load_tokenizer(config: CorpusConfig) -> Tokenizer:
     path = tokenizer_file(config)
     if path is None:
         return _bytes() if config.tokenizer == "bytes" else _ascii()
-    return _tiktoken(path) if config.tokenizer == "tiktoken" else _tokenizers(path)
+    with reading(path):
+        content = path.read_bytes()
+    return _tiktoken(path, content) if config.tokenizer == "tiktoken" else _tokenizers(path, content)
 
 
 def _bytes() -> Tokenizer:
@@ -84,7 +89,7 @@ def _ascii() -> Tokenizer:
     return Tokenizer("ascii", vocab_size=128, separator=0, encode=lambda text: fold[np.frombuffer(text, np.uint8)])
 
 
-def _tiktoken(path: Path) -> Tokenizer:
+def _tiktoken(path: Path, content: bytes) -> Tokenizer:
     """Read a rank file: on each line a token in base 64 and its rank.
 
     The split pattern is chosen by the number of ranks, which tells the published encodings apart: 50,256 and 50,280
@@ -94,28 +99,35 @@ def _tiktoken(path: Path) -> Tokenizer:
         from tiktoken import Encoding
     except ImportError:
         raise _missing_package("tiktoken") from None
-    ranks = _read_ranks(path)
+    ranks = _parse_ranks(path, content)
     pattern_name, pattern = _PATTERN_BY_RANKS.get(len(ranks), ("cl100k", _CL100K_PATTERN))
     encoding = Encoding(path.stem, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
     separator = max(ranks.values()) + 1
     return Tokenizer(
-        identity=f"tiktoken {pattern_name} {_sha256(path)}",
+        identity=f"tiktoken {pattern_name} {_sha256(content)}",
         vocab_size=separator + 1,
         separator=separator,
         encode=lambda text: np.array(encoding.encode_ordinary(_decode(text)), np.uint32),
     )
 
 
-def _tokenizers(path: Path) -> Tokenizer:
-    """Read a tokenizer.json. The vocabulary reaches to its largest number, whether or not all below are taken."""
+def _tokenizers(path: Path, content: bytes) -> Tokenizer:
+    """Read a tokenizer.json. The vocabulary reaches to its largest number, whether or not all below are taken.
+
+    A length to cut or fill to, which such a file may hold, is not for documents; and a special token's name within a
+    text (`</s>` in HTML) is text.
+    """
     try:
         from tokenizers import Tokenizer as FromFile
     except ImportError:
         raise _missing_package("tokenizers") from None
     try:
-        model = FromFile.from_file(str(path))
+        model = FromFile.from_buffer(content)
     except Exception as error:  # the package raises bare Exception
-        raise ValueError(f"{path}: not a tokenizer.json ({error})") from None
+        raise ValueError(f"{path}: not a tokenizer.json ({one_line(error)})") from None
+    model.no_truncation()
+    model.no_padding()
+    model.encode_special_tokens = True
     vocabulary: dict[str, int] = model.get_vocab(with_added_tokens=True)
     separator = next((vocabulary[name] for name in _END_OF_TEXT if name in vocabulary), None)
     if separator is None:
@@ -123,16 +135,16 @@ def _tokenizers(path: Path) -> Tokenizer:
             f"{path}: has no end-of-text token to separate documents; wanted one of {', '.join(_END_OF_TEXT)}"
         )
     return Tokenizer(
-        identity=f"tokenizers {_sha256(path)}",
+        identity=f"tokenizers {_sha256(content)}",
         vocab_size=max(vocabulary.values()) + 1,
         separator=separator,
         encode=lambda text: np.array(model.encode(_decode(text), add_special_tokens=False).ids, np.uint32),
     )
 
 
-def _read_ranks(path: Path) -> dict[bytes, int]:
+def _parse_ranks(path: Path, content: bytes) -> dict[bytes, int]:
     try:
-        pairs = (line.split() for line in path.read_bytes().splitlines() if line)
+        pairs = (line.split() for line in content.splitlines() if line)
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
     except ValueError:
         raise ValueError(f"{path}: not a rank file; each line must be a token in base 64 and its rank") from None
@@ -141,6 +153,11 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
         raise ValueError(
             f"{path}: {missing} of the 256 single bytes have no rank; the file is truncated or no rank file"
         )
+    if len(set(ranks.values())) < len(ranks) or min(ranks.values()) < 0 or max(ranks.values()) >= 1 << 31:
+        raise ValueError(
+            f"{path}: not a rank file; its ranks {min(ranks.values())} to {max(ranks.values())} must differ, "
+            f"start at 0 and stay below 2^31"
+        )
     return ranks
 
 
@@ -148,8 +165,8 @@ def _decode(text: bytes) -> str:
     return text.decode(errors="replace")
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _missing_package(name: str) -> ValueError:

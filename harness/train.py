@@ -46,6 +46,7 @@ def train(run: RunConfig, machine: MachineConfig, folder: Path, corpus_cache: Pa
     (after a checkpoint: calling again goes on).
     """
     clocks = Clocks(time.perf_counter(), machine.compile)
+    _quieten()
     files = RunFolder(folder)
     if (status := finished_status(files)) is not None:
         return status
@@ -161,7 +162,7 @@ def _leave_sigterm_alone(trainer: pl.Trainer) -> None:
         loop._broadcast_sigterm_tensor = lambda: None
 
 
-def quieten() -> None:
+def _quieten() -> None:
     """Silence what Lightning says for people who write their own loops."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -175,7 +176,6 @@ def main() -> int:
     """Train the run of the folder named on the command line."""
     files = RunFolder(Path(sys.argv[1]))
     machine = read_json(files.machine) if files.machine.exists() else {}
-    quieten()
     run = RunConfig.parse(read_json(files.config), str(files.config))
     print(train(run, MachineConfig.parse(machine, str(files.machine)), files.path))
     return 0

@@ -25,7 +25,7 @@ from harness.optimizers.combined import CombinedOptimizer, build_optimizer
 from harness.optimizers.config import MuonConfig
 from harness.record import RunFolder, read_rows
 from harness.shards import open_shard
-from harness.train import quieten, train
+from harness.train import train
 from tests.test_optimizers import muon_group, random_weights, set_gradients
 
 MICRO_BATCH_TOKENS = 2048
@@ -33,7 +33,6 @@ MICRO_BATCH_TOKENS = 2048
 
 def main() -> None:
     torch.set_num_threads(1)
-    quieten()
     print(f"torch {torch.__version__}, one thread; ratio: median [quartiles] of interleaved pairs\n")
     for optimizer in ("adamw", "muon"):
         for batch, limit in ((2048, 1.05), (16_384, 1.02)):

@@ -1,0 +1,173 @@
+"""One estimate a cell: T at the chosen rate, with the interval that its seeds and the pooled noise support."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from analysis.learning_rates import SERIES, RateCurves, best_rate, fit_rates, rate_verdict, summarize_rates
+from analysis.noise import Noise, pooled, t_quantile
+from analysis.schemas import CELLS, RATES, table
+
+#: A target reached within fewer multiples of the warmup says more about the warmup than about the batch.
+MIN_WARMUPS_TO_TARGET = 5
+
+#: Runs alike in these differ in their seeds alone.
+_REPLICATES = ("optimizer", "global_batch_tokens", "peak_lr", "stage")
+
+Key = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Tables `rates` and `cells`; all runs by target, those that were chosen for a T; the noise of each series.
+
+    `runs` and `chosen` are rows of the table `targets` with `log_tokens` and `seed` (of initial weights and of data).
+    """
+
+    rates: pl.DataFrame
+    cells: pl.DataFrame
+    runs: pl.DataFrame
+    chosen: pl.DataFrame
+    noise: Mapping[Key, Noise | None]
+
+    def noise_of(self, series: Mapping[str, Any]) -> Noise | None:
+        """Return the noise of one series, given its names."""
+        return self.noise[tuple(series[name] for name in SERIES)]
+
+
+def estimate_cells(targets: pl.DataFrame, level: float) -> Cells:
+    """Choose each cell's rate at each target and estimate T there.
+
+    A cell with fresh seeds is estimated from those, since the seeds that chose the rate flatter it; one of which a run
+    fell short of the target has no T, for the mean of the survivors is too good.
+    """
+    runs = targets.with_columns(
+        log_tokens=pl.col("tokens_to_target").log(),
+        seed=pl.format("{}.{}", "init_seed", "data_seed"),
+    )
+    noise = {key: _noise(runs, key) for key, _ in runs.group_by(SERIES, maintain_order=True)}
+    rate_rows, cell_rows, chosen = [], [], [runs.clear()]
+    for key, series in runs.group_by(SERIES, maintain_order=True):
+        names = dict(zip(SERIES, key, strict=True))
+        rates = summarize_rates(series.filter(pl.col("stage") == "grid"))
+        fitted = fit_rates(rates, noise[key], level)
+        rate_rows += [names | _rate_row(row, fitted) for row in rates.iter_rows(named=True)]
+        for (batch,), cell in series.group_by(["global_batch_tokens"], maintain_order=True):
+            own = rates.filter(pl.col("global_batch_tokens") == batch)
+            row, used = _cell(cell, own, fitted, noise[key], level)
+            cell_rows.append(names | row)
+            chosen.append(used)
+    return Cells(table(rate_rows, RATES), table(cell_rows, CELLS), runs, pl.concat(chosen), noise)
+
+
+def _noise(runs: pl.DataFrame, key: Key) -> Noise | None:
+    """Pool the noise within an optimizer, or over all of them where one alone has too few repeated runs."""
+    names = dict(zip(SERIES, key, strict=True))
+    own = pooled(repeated(runs.filter(**names)))
+    names.pop("optimizer")
+    return own or pooled(repeated(runs.filter(**names)))
+
+
+def repeated(runs: pl.DataFrame) -> pl.DataFrame:
+    """Return group, cell, seed and value = log T, as `noise.pooled` takes them."""
+    return complete_groups(runs).select(
+        group=pl.format("{} {} {} {}", *_REPLICATES),
+        cell=pl.format("{} {}", "optimizer", "global_batch_tokens"),
+        seed="seed",
+        value="log_tokens",
+    )
+
+
+def complete_groups(runs: pl.DataFrame) -> pl.DataFrame:
+    """Keep the groups, alike but for their seeds, of which every run reached the target: survivors spread too little.
+
+    The fresh seeds are a group of their own: that the rate was chosen for its mean does not bend the spread around it.
+    """
+    return runs.filter(pl.col("log_tokens").is_not_null().all().over(_REPLICATES))
+
+
+def _rate_row(row: dict[str, Any], fitted: RateCurves | None) -> dict[str, Any]:
+    log_tokens = row.pop("log_tokens")
+    curve = fitted.log_tokens(row["global_batch_tokens"], row["peak_lr"]) if fitted else None
+    return row | {"tokens_to_target": _exp(log_tokens), "fitted_tokens": _exp(curve)}
+
+
+def _cell(
+    cell: pl.DataFrame, rates: pl.DataFrame, fitted: RateCurves | None, noise: Noise | None, level: float
+) -> tuple[dict[str, Any], pl.DataFrame]:
+    batch = cell["global_batch_tokens"][0]
+    confirmed = cell.filter(pl.col("stage") == "confirm")["peak_lr"].unique().sort().to_list()
+    best_lr = best_rate(rates, fitted, confirmed)
+    used = cell.filter((pl.col("peak_lr") == best_lr) & (pl.col("stage") == ("confirm" if confirmed else "grid")))
+    optimum = fitted.optimum(batch) if fitted else (None, None, None)
+    lr_verdict = rate_verdict(optimum, cell["peak_lr"].unique().to_list())
+    verdict, reason = _verdict(cell, used, lr_verdict)
+    known = verdict in ("ok", "warmup_confounded", "edge_of_grid")
+    low, high = _interval(used, noise, level) if known else (None, None)
+    if known and low is None:
+        reason = _join(reason, "no interval: too few repeated runs to estimate the noise")
+    row = {
+        "global_batch_tokens": batch,
+        "best_lr": best_lr,
+        **dict(zip(("optimal_lr", "optimal_lr_low", "optimal_lr_high"), optimum, strict=True)),
+        "lr_verdict": lr_verdict,
+        "seeds_from": "fresh" if confirmed else "grid",
+        "num_seeds": used.height,
+        "num_reached": used["log_tokens"].len() - used["log_tokens"].null_count(),
+        "tokens_to_target": _geometric_mean(used, "tokens_to_target") if known else None,
+        "tokens_to_target_low": low,
+        "tokens_to_target_high": high,
+        **{
+            name: _geometric_mean(used, name) if known else None
+            for name in ("steps_to_target", "flops_to_target", "train_seconds_to_target")
+        },
+        "verdict": verdict,
+        "reason": reason,
+    }
+    return row, used if known else used.clear()
+
+
+def _verdict(cell: pl.DataFrame, used: pl.DataFrame, lr_verdict: str) -> tuple[str, str]:
+    """Say whether the runs at the chosen rate give a T, and what stands against it. `used` is empty if none reached."""
+    early = cell.filter(pl.col("status") == "reached_at_first_eval").height
+    if early:
+        return "censored", f"{early} runs were at the target at their first evaluation: it needs earlier marks"
+    if (cell["status"] == "diverged").all():
+        return "diverged", f"all {cell.height} runs diverged"
+    reached = used.filter(pl.col("status") == "reached")
+    if reached.is_empty():
+        return "not_reached", f"no run reached the target; the longest saw {max(cell['tokens_seen'])} tokens"
+    if reached.height < used.height:
+        return "censored", f"{used.height - reached.height} of {used.height} runs at the chosen rate fell short"
+    warmups = min(used["tokens_to_target"] / used["warmup_tokens"])  # infinite without warmup
+    if warmups < MIN_WARMUPS_TO_TARGET:
+        return (
+            "warmup_confounded",
+            f"reached after {warmups:.1f} warmups; below {MIN_WARMUPS_TO_TARGET}, T measures those",
+        )
+    edge = lr_verdict == "edge_of_grid"
+    return (lr_verdict, "the best learning rate lies outside those tried: T is an upper bound") if edge else ("ok", "")
+
+
+def _interval(used: pl.DataFrame, noise: Noise | None, level: float) -> tuple[float | None, float | None]:
+    if noise is None:
+        return None, None
+    half = t_quantile(level, noise.dof) * np.sqrt(noise.variance / used.height)
+    mean = float(np.mean(used["log_tokens"].to_numpy()))
+    return _exp(mean - half), _exp(mean + half)
+
+
+def _geometric_mean(runs: pl.DataFrame, name: str) -> float | None:
+    values = runs[name].drop_nulls().to_numpy()
+    return float(np.exp(np.log(values).mean())) if len(values) and np.all(values > 0) else None
+
+
+def _exp(value: float | None) -> float | None:
+    return None if value is None else float(np.exp(value))
+
+
+def _join(*reasons: str) -> str:
+    return "; ".join(reason for reason in reasons if reason)

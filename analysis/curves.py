@@ -1,0 +1,116 @@
+"""Records of a sweep as two frames with checked types: runs, and the evaluations along them."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from analysis.schemas import EVALUATIONS, RUNS, polars_schema
+from harness.record import RUN_COLUMNS, RunFolder, SweepManifest, read_json, read_rows
+
+pl.Config.set_engine_affinity("in-memory")  # the streaming engine keeps no row order and sums in any order
+
+RUNS_PARQUET = "runs.parquet"
+EVALUATIONS_PARQUET = "evaluations.parquet"
+
+
+@dataclass(frozen=True)
+class Records:
+    """A sweep as it was run: manifest, a row per run (`schemas.RUNS`), a row per evaluation (`schemas.EVALUATIONS`)."""
+
+    manifest: SweepManifest
+    runs: pl.DataFrame
+    evaluations: pl.DataFrame
+
+
+def load(folder: Path) -> Records:
+    """Read a sweep's folder: its run folders if there are any, else the two Parquet files.
+
+    Only runs of the manifest count, and only those with at least one evaluation; a run still under way keeps its
+    status. Rows that a resumed run wrote twice count once, the later one.
+
+    Raises: ValueError naming the file that is missing, truncated or corrupt.
+    """
+    manifest = _read_manifest(folder / "sweep.json")
+    folders = [RunFolder(folder / "runs" / run.run_id) for run in manifest.runs]
+    started = [run for run in folders if run.run.exists()]
+    if started:
+        return from_frames(manifest, _read_runs(started), _read_evaluations(started))
+    return from_frames(manifest, _read_parquet(folder / RUNS_PARQUET), _read_parquet(folder / EVALUATIONS_PARQUET))
+
+
+def save(records: Records, folder: Path) -> None:
+    """Write the two Parquet files that `load` reads where there are no run folders."""
+    records.runs.write_parquet(folder / RUNS_PARQUET)
+    records.evaluations.write_parquet(folder / EVALUATIONS_PARQUET)
+
+
+def from_frames(manifest: SweepManifest, runs: pl.DataFrame, evaluations: pl.DataFrame) -> Records:
+    """Keep the manifest's runs that have evaluations, with their stage; sort both frames."""
+    stages = pl.DataFrame(
+        [(run.run_id, run.stage) for run in manifest.runs],
+        schema={"run_id": pl.String, "stage": pl.String},
+        orient="row",
+    ).unique("run_id", keep="first", maintain_order=True)
+    evaluations = evaluations.unique(["run_id", "step"], keep="last", maintain_order=True)
+    runs = (
+        runs.select(*RUN_COLUMNS)
+        .unique("run_id", keep="last", maintain_order=True)
+        .join(stages, on="run_id", how="inner")
+        .join(evaluations, on="run_id", how="semi")
+    )
+    evaluations = evaluations.select(*EVALUATIONS).join(runs, on="run_id", how="semi")
+    return Records(manifest, runs.select(*RUNS).sort("run_id"), evaluations.sort("run_id", "step"))
+
+
+def _read_manifest(path: Path) -> SweepManifest:
+    if not path.exists():
+        raise ValueError(f"{path.parent}: no sweep.json, so this is not the folder of a sweep")
+    return SweepManifest.parse(read_json(path), str(path))
+
+
+def _read_runs(folders: list[RunFolder]) -> pl.DataFrame:
+    rows = [read_json(folder.run) for folder in folders]
+    for folder, row in zip(folders, rows, strict=True):
+        if wrong := row.keys() ^ RUN_COLUMNS.keys():
+            raise ValueError(
+                f"{folder.run}: columns do not match this version ({', '.join(sorted(wrong))}); "
+                "remove the file to run this run again"
+            )
+    return pl.DataFrame(rows, schema=polars_schema(RUN_COLUMNS), orient="row")
+
+
+def _read_evaluations(folders: list[RunFolder]) -> pl.DataFrame:
+    """Parse all rows at once; only when that fails, file by file, so that the error names the culprit."""
+    contents = [_whole_lines(folder.evaluations) for folder in folders]
+    schema = polars_schema(EVALUATIONS)
+    try:
+        if all(map(_has_columns, contents)):
+            frame = pl.read_ndjson(b"".join(contents) or b"\n", schema=schema)
+            if not frame.select("run_id", "step", "tokens_seen").null_count().sum_horizontal().item():
+                return frame
+    except (pl.exceptions.PolarsError, ValueError, TypeError):
+        pass
+    rows = [row for folder in folders for row in read_rows(folder.evaluations)]
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def _whole_lines(path: Path) -> bytes:
+    """Return the file up to its last line break: what follows was torn by a crash."""
+    content = path.read_bytes() if path.exists() else b""
+    return content[: content.rfind(b"\n") + 1]
+
+
+def _has_columns(content: bytes) -> bool:
+    """Check the first row, since the parser drops columns that it does not know in silence."""
+    return not content or set(json.loads(content[: content.find(b"\n")])) == set(EVALUATIONS)
+
+
+def _read_parquet(path: Path) -> pl.DataFrame:
+    if not path.exists():
+        raise ValueError(f"{path}: missing, and {path.parent / 'runs'} holds no run that has started")
+    try:
+        return pl.read_parquet(path)
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"{path}: not a whole Parquet file ({error})") from None

@@ -1,0 +1,102 @@
+"""Loss at equal tokens: every cell at its chosen rate, at marks that every run compared has reached.
+
+Runs that stop at a target stop when they are good, so a mark that only some reached would favour those still running.
+"""
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from analysis.curves import Records
+from analysis.learning_rates import CELL, choose_rates
+from analysis.noise import Noise, pooled, t_quantile
+from analysis.schemas import EQUAL_BUDGET, table
+from analysis.targets import curves
+
+_COMPARED = ["model", "protocol"]
+
+
+def equal_budget(records: Records, level: float) -> pl.DataFrame:
+    """Return the table `equal_budget`; losses between two evaluations are interpolated linearly in log tokens.
+
+    The marks are those of the largest batch. The rate is that of `choose_rates`, on fresh seeds where there are any.
+    """
+    curve = curves(records).filter(pl.col("tokens_seen") > 0).join(_seeds(records), on="run_id")
+    chosen = _chosen(records, curve)
+    rows = []
+    for key, own in chosen.group_by(_COMPARED, maintain_order=True):
+        names = dict(zip(_COMPARED, key, strict=True))
+        final = _final_tokens(records, own)
+        for tokens in _marks(own):
+            at_mark = _losses_at(curve.filter(**names), tokens)
+            noise = {name: pooled(_groups(group)) for (name,), group in at_mark.group_by(["optimizer"])}
+            mark = {"tokens": tokens, "mark": "final" if final == {tokens} else "intermediate"}
+            at_mark = at_mark.join(own.select("run_id").unique(), on="run_id", how="semi")
+            for cell, runs in at_mark.group_by([*CELL, "peak_lr"], maintain_order=True):
+                place = dict(zip((*CELL, "peak_lr"), cell, strict=True))
+                rows.append(place | mark | _mean(runs, noise[place["optimizer"]], level))
+    return table(({name: row[name] for name in EQUAL_BUDGET} for row in rows), EQUAL_BUDGET)
+
+
+def _seeds(records: Records) -> pl.DataFrame:
+    return records.runs.select("run_id", seed=pl.format("{}.{}", "init_seed", "data_seed"))
+
+
+def _chosen(records: Records, curve: pl.DataFrame) -> pl.DataFrame:
+    """Keep the curves that stand for their cells: fresh seeds if a cell has any, else those at its best rate."""
+    confirmed = (pl.col("stage") == "confirm").any().over(CELL)
+    alive = records.runs.filter(pl.col("status") != "diverged")
+    return (
+        curve.join(choose_rates(records), on=CELL, how="left")
+        .filter((pl.col("stage") == "confirm") | (~confirmed & (pl.col("peak_lr") == pl.col("best_lr"))))
+        .join(alive, on="run_id", how="semi")
+    )
+
+
+def _final_tokens(records: Records, chosen: pl.DataFrame) -> set[int | None]:
+    """Return where the runs compared ended; a run that stopped early, or still runs, ended nowhere."""
+    runs = records.runs.join(chosen, on="run_id", how="semi")
+    ended = pl.when(pl.col("stop_reason") == "budget").then("tokens_seen")
+    return set(runs.select(ended).to_series())
+
+
+def _marks(chosen: pl.DataFrame) -> list[int]:
+    """Return the largest batch's marks within reach of every run, and after the first mark of every run."""
+    ends = chosen.group_by("run_id").agg(first=pl.col("tokens_seen").min(), last=pl.col("tokens_seen").max())
+    largest = chosen.filter(pl.col("global_batch_tokens") == pl.col("global_batch_tokens").max())
+    within = pl.col("tokens_seen").is_between(ends["first"].max(), ends["last"].min())
+    return largest.filter(within)["tokens_seen"].unique().sort().to_list()
+
+
+def _losses_at(curve: pl.DataFrame, tokens: int) -> pl.DataFrame:
+    """Return loss_nats of every run that saw this many tokens."""
+    log_tokens = pl.col("tokens_seen").log()
+    losses = [
+        (run_id, float(np.interp(np.log(tokens), run["x"], run["loss_nats"])))
+        for (run_id,), run in curve.with_columns(x=log_tokens).group_by(["run_id"], maintain_order=True)
+        if run["tokens_seen"][0] <= tokens <= run["tokens_seen"][-1]
+    ]
+    at_mark = pl.DataFrame(losses, schema={"run_id": pl.String, "loss_nats": pl.Float64}, orient="row")
+    runs = curve.select("run_id", "stage", "peak_lr", *CELL, "seed").unique("run_id")
+    return runs.join(at_mark, on="run_id").sort(*CELL, "run_id")
+
+
+def _groups(runs: pl.DataFrame) -> pl.DataFrame:
+    return runs.select(
+        group=pl.format("{} {} {}", "global_batch_tokens", "peak_lr", "stage"),
+        cell="global_batch_tokens",
+        seed="seed",
+        value="loss_nats",
+    )
+
+
+def _mean(runs: pl.DataFrame, noise: Noise | None, level: float) -> dict[str, Any]:
+    mean = float(np.mean(runs["loss_nats"].to_numpy()))
+    half = t_quantile(level, noise.dof) * np.sqrt(noise.variance / runs.height) if noise else None
+    return {
+        "val_loss_nats": mean,
+        "val_loss_nats_low": None if half is None else float(mean - half),
+        "val_loss_nats_high": None if half is None else float(mean + half),
+        "num_runs": runs.height,
+    }

@@ -1,0 +1,84 @@
+"""Every estimate that a sweep's records support: the one entry point of the analysis."""
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from analysis.agreement import agreement, what_differs
+from analysis.cells import estimate_cells
+from analysis.critical_batch import critical_batches
+from analysis.curves import Records
+from analysis.equal_budget import equal_budget
+from analysis.frontier import frontier
+from analysis.schemas import AGREEMENT, table
+from analysis.targets import targets
+from analysis.token_ratio import token_ratios
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """The tables of a sweep; columns, units and meanings are in `analysis.schemas.TABLES` under the same names."""
+
+    records: Records
+    level: float
+    reference_batch_tokens: int | None
+    targets: pl.DataFrame
+    rates: pl.DataFrame
+    cells: pl.DataFrame
+    critical_batches: pl.DataFrame
+    fit_curves: pl.DataFrame
+    token_ratios: pl.DataFrame
+    ratio_trends: pl.DataFrame
+    frontier: pl.DataFrame
+    cost_model: pl.DataFrame
+    equal_budget: pl.DataFrame
+    agreement: pl.DataFrame
+
+
+def estimate(
+    records: Records,
+    level: float = 0.9,
+    reference_batch_tokens: int | None = None,
+    reference: Records | None = None,
+) -> Estimates:
+    """Make all tables of a sweep; intervals hold with probability `level`.
+
+    `reference_batch_tokens` is that of `overhead_20pct`; by default the smallest batch that all optimizers of the sweep
+    share. With `reference`, the records of an earlier run of the sweep, `agreement` compares the two number by number.
+    """
+    if reference_batch_tokens is None:
+        reference_batch_tokens = smallest_shared_batch(records.runs)
+    tables = _tables(records, level, reference_batch_tokens)
+    compared = table([], AGREEMENT)
+    if reference is not None:
+        earlier = _tables(reference, level, reference_batch_tokens)
+        compared = agreement(tables, earlier, what_differs(records, reference))
+    return Estimates(records, level, reference_batch_tokens, **tables, agreement=compared)
+
+
+def smallest_shared_batch(runs: pl.DataFrame) -> int | None:
+    """Return the smallest batch that every optimizer was run at; None when there is none."""
+    optimizers = runs["optimizer"].n_unique()
+    shared = runs.filter(pl.col("optimizer").n_unique().over("global_batch_tokens") == optimizers)
+    smallest = shared["global_batch_tokens"].min()
+    return smallest if isinstance(smallest, int) else None
+
+
+def _tables(records: Records, level: float, reference_batch_tokens: int | None) -> dict[str, pl.DataFrame]:
+    to_target = targets(records)
+    estimated = estimate_cells(to_target, level)
+    batches, curves = critical_batches(estimated, level, reference_batch_tokens)
+    ratios, trends = token_ratios(estimated, records.manifest.baseline, level)
+    points, costs = frontier(records, estimated.cells, estimated.chosen)
+    return {
+        "targets": to_target,
+        "rates": estimated.rates,
+        "cells": estimated.cells,
+        "critical_batches": batches,
+        "fit_curves": curves,
+        "token_ratios": ratios,
+        "ratio_trends": trends,
+        "frontier": points,
+        "cost_model": costs,
+        "equal_budget": equal_budget(records, level),
+    }

@@ -1,0 +1,136 @@
+"""Time against compute to a target: measured on the devices that ran, projected over device counts by a stated model.
+
+A step of B tokens on p devices takes a + b B / p seconds, a and b fitted to the runs of a model and optimizer; for
+p > 1 a ring all-reduce of the float32 gradients adds 2 (p - 1) / p × 4 bytes × parameters / bandwidth + latency log2 p.
+Assumptions: steps to the target do not depend on p; communication does not overlap with computation; every device is
+one like those that ran; a device holds at least one sequence, and all devices equally many.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from scipy.optimize import nnls
+
+from analysis.curves import Records
+from analysis.schemas import COST_MODEL, FRONTIER, table
+
+#: One 200 Gb/s link per device, and the launch of one collective over it.
+BANDWIDTH_BYTES_PER_SECOND = 25e9
+LATENCY_SECONDS = 20e-6
+GRADIENT_BYTES = 4
+MAX_DEVICES = 1024
+
+_PLACE = ["model", "optimizer", "target_loss_nats", "protocol", "kind"]
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Seconds of one optimizer step: `per_step` + `per_token` × tokens per device, and the all-reduce."""
+
+    per_step_seconds: float
+    per_token_seconds: float
+    num_params: int
+    source: str
+
+    def step_seconds(self, global_batch_tokens: int, num_devices: int) -> float:
+        compute = self.per_step_seconds + self.per_token_seconds * global_batch_tokens / num_devices
+        if num_devices == 1:
+            return compute
+        bytes_sent = 2 * (num_devices - 1) / num_devices * GRADIENT_BYTES * self.num_params
+        return float(compute + bytes_sent / BANDWIDTH_BYTES_PER_SECOND + LATENCY_SECONDS * np.log2(num_devices))
+
+
+def frontier(records: Records, cells: pl.DataFrame, chosen: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return the tables `frontier` and `cost_model`; a cell without T, or without timed steps, gives no point."""
+    costs = fit_step_costs(records.runs)
+    sequences = dict(records.runs.select("model", "sequence_length").unique().iter_rows())
+    points = [*_measured(chosen), *_projected(cells, costs, sequences)]
+    rows = [point | {"on_frontier": False, "on_flops_frontier": False} for point in points]
+    frame = table(rows, FRONTIER).with_columns(
+        pl.struct("train_seconds", cost).map_batches(_undominated, pl.Boolean).over(_PLACE).alias(name)
+        for name, cost in (("on_frontier", "device_seconds"), ("on_flops_frontier", "train_flops"))
+    )
+    return frame, table(_constants(costs), COST_MODEL)
+
+
+def fit_step_costs(runs: pl.DataFrame) -> dict[tuple[str, str], StepCost]:
+    """Fit seconds per step to every (model, optimizer), by least squares on the relative error, constants >= 0.
+
+    Only runs on the fewest devices that were used take part, since the model puts communication beside them.
+    """
+    timed = runs.filter((pl.col("train_seconds") > 0) & (pl.col("step") > 0))
+    timed = timed.filter(pl.col("num_devices") == pl.col("num_devices").min().over("model", "optimizer"))
+    costs = {}
+    for (model, optimizer), group in timed.group_by(["model", "optimizer"], maintain_order=True):
+        seconds = (group["train_seconds"] / group["step"]).to_numpy()
+        tokens = (group["global_batch_tokens"] / group["num_devices"]).to_numpy()
+        num_batches = len(np.unique(tokens))
+        columns = [np.ones_like(tokens), tokens] if num_batches > 1 else [np.zeros_like(tokens), tokens]
+        (per_step, per_token), _ = nnls(np.column_stack(columns) / seconds[:, None], np.ones_like(seconds))
+        devices = ", ".join(sorted(set(group["device"].drop_nulls())))
+        source = f"fitted to {group.height} runs at {num_batches} batch sizes on {group['num_devices'][0]} × {devices}"
+        costs[str(model), str(optimizer)] = StepCost(float(per_step), float(per_token), group["num_params"][0], source)
+    return costs
+
+
+def _measured(chosen: pl.DataFrame) -> Iterator[dict[str, Any]]:
+    """Return one point per cell and device count: the geometric means over its runs."""
+    keys = [*_PLACE[:-1], "global_batch_tokens", "num_devices"]
+    timed = chosen.filter((pl.col("train_seconds_to_target") > 0) & (pl.col("flops_to_target") > 0))
+    means = timed.group_by(keys, maintain_order=True).agg(
+        train_seconds=pl.col("train_seconds_to_target").log().mean().exp(),
+        train_flops=pl.col("flops_to_target").log().mean().exp(),
+    )
+    device_seconds = pl.col("train_seconds") * pl.col("num_devices")
+    yield from means.with_columns(kind=pl.lit("measured"), device_seconds=device_seconds).iter_rows(named=True)
+
+
+def _projected(
+    cells: pl.DataFrame, costs: dict[tuple[str, str], StepCost], sequences: dict[str, int]
+) -> Iterator[dict[str, Any]]:
+    for cell in cells.filter(pl.col("flops_to_target").is_not_null()).iter_rows(named=True):
+        cost, batch = costs.get((cell["model"], cell["optimizer"])), cell["global_batch_tokens"]
+        if cost is None:
+            continue
+        for num_devices in device_counts(batch // sequences[cell["model"]]):
+            seconds = cell["steps_to_target"] * cost.step_seconds(batch, num_devices)
+            yield {name: cell[name] for name in (*_PLACE[:-1], "global_batch_tokens")} | {
+                "num_devices": num_devices,
+                "kind": "projected",
+                "train_seconds": seconds,
+                "device_seconds": seconds * num_devices,
+                "train_flops": cell["flops_to_target"],
+            }
+
+
+def device_counts(num_sequences: int) -> list[int]:
+    """Return the powers of two over which the sequences of a batch divide evenly."""
+    powers = (2**k for k in range(MAX_DEVICES.bit_length()))
+    return [p for p in powers if p <= MAX_DEVICES and num_sequences % p == 0]
+
+
+def _undominated(points: pl.Series) -> pl.Series:
+    """Mark the points that no other beats: as good in both coordinates, better in one."""
+    x, y = (points.struct.field(name).to_numpy() for name in points.struct.fields)
+    as_good = (x <= x[:, None]) & (y <= y[:, None])
+    better = (x < x[:, None]) | (y < y[:, None])
+    return pl.Series(~(as_good & better).any(axis=1))
+
+
+def _constants(costs: dict[tuple[str, str], StepCost]) -> Iterator[dict[str, Any]]:
+    for (model, optimizer), cost in costs.items():
+        fitted = {"per_step": (cost.per_step_seconds, "s/step"), "per_token": (cost.per_token_seconds, "s/token")}
+        for name, (value, unit) in fitted.items():
+            yield {"name": f"{model} {optimizer} {name}", "value": value, "unit": unit, "source": cost.source}
+        parameters = {"value": float(cost.num_params), "unit": "", "source": "counted"}
+        yield {"name": f"{model} {optimizer} parameters"} | parameters
+    if costs:
+        link = "assumed: one 200 Gb/s link per device"
+        yield {"name": "bandwidth", "value": BANDWIDTH_BYTES_PER_SECOND, "unit": "bytes/s", "source": link}
+        latency = "assumed, for each doubling of the devices"
+        yield {"name": "latency", "value": LATENCY_SECONDS, "unit": "s", "source": latency}
+        size = "float32 gradients, ring all-reduce: 2 (p - 1) / p times these are sent"
+        yield {"name": "gradient_size", "value": float(GRADIENT_BYTES), "unit": "bytes/parameter", "source": size}

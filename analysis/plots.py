@@ -1,0 +1,340 @@
+"""Figures from estimates of one model: frames in, a matplotlib Figure out; nothing is fitted here.
+
+An estimate that is missing is said in words, in its panel or instead of the figure.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from analysis import figure_style as style
+from analysis import format as fmt
+from analysis import panels
+from analysis.estimate import Estimates
+from analysis.figure_style import OptimizerStyle, OrderedStyle
+from analysis.targets import curves
+
+FITTED_DEFINITION = "emin_over_smin"
+
+_COST_LABELS = {"device_seconds": "Device-seconds to target", "train_flops": "Training FLOPs to target"}
+_ON_FRONTIER = {"device_seconds": "on_frontier", "train_flops": "on_flops_frontier"}
+
+
+def headline_target(estimates: Estimates) -> float | None:
+    """Return the hardest target that all optimizers reached at two batch sizes or more, else the hardest reached."""
+    reached = estimates.cells.filter(pl.col("tokens_to_target").is_not_null())
+    batches = reached.group_by("target_loss_nats", "optimizer").agg(num=pl.col("global_batch_tokens").n_unique())
+    optimizers = batches.filter(pl.col("num") >= 2).group_by("target_loss_nats").len()
+    by_all = optimizers.filter(pl.col("len") == estimates.cells["optimizer"].n_unique())
+    hardest = (reached if by_all.is_empty() else by_all)["target_loss_nats"].min()
+    assert hardest is None or isinstance(hardest, float)
+    return hardest
+
+
+def loss_curves(estimates: Estimates) -> Figure:
+    """Draw validation loss against tokens at the chosen learning rate, a panel per optimizer, a colour per batch."""
+    chosen = _chosen_curves(estimates)
+    if chosen.is_empty():
+        return style.in_words("No run has been evaluated after its first step yet.")
+    with style.theme():
+        optimizers, batches = _optimizers(estimates), OrderedStyle(_values(chosen, "global_batch_tokens"))
+        figure, axes = style.panels(len(optimizers.names))
+        for ax, name in zip(axes, optimizers.names, strict=True):
+            own = chosen.filter(pl.col("optimizer") == name)
+            panels.loss_curves(ax, own, batches) if own.height else style.empty_panel(ax, "no run yet")
+            style.heading(ax, fmt.optimizer_name(name))
+            ax.set(xlabel="Training tokens", ylabel="Validation loss (nats/token)")
+            for target in estimates.records.manifest.targets_nats:
+                ax.axhline(target, color=style.MUTED, lw=0.6, zorder=0)
+        style.log_axis(axes[0], "x")
+        handles = [*batches.handles(fmt.batch), style.cue("target losses", color=style.MUTED, ls="-", lw=0.6)]
+        style.side_legend(figure, handles, "Global batch (tokens)")
+    return figure
+
+
+def tokens_to_target(estimates: Estimates) -> Figure:
+    """Draw tokens to target against batch: points with intervals, fit with band, B_crit; a panel per target."""
+    return _to_target(estimates, "tokens_to_target")
+
+
+def steps_to_target(estimates: Estimates) -> Figure:
+    """Draw optimizer steps to target against batch, as `tokens_to_target` does."""
+    return _to_target(estimates, "steps_to_target")
+
+
+def learning_rates(estimates: Estimates) -> Figure:
+    """Draw tokens to the headline target against learning rate and, below, each batch's optimum with its interval."""
+    target = headline_target(estimates)
+    if target is None:
+        return style.in_words(_nothing_reached(estimates))
+    rates, cells = (frame.filter(pl.col("target_loss_nats") == target) for frame in (estimates.rates, estimates.cells))
+    with style.theme():
+        optimizers, batches = _optimizers(estimates), OrderedStyle(_values(rates, "global_batch_tokens"))
+        figure, pairs = style.panels_with_strips(len(optimizers.names))
+        for (upper, lower), name in zip(pairs, optimizers.names, strict=True):
+            panels.rate_curves(upper, rates.filter(pl.col("optimizer") == name), batches)
+            panels.optima(lower, cells.filter(pl.col("optimizer") == name), batches)
+            style.heading(upper, f"{fmt.optimizer_name(name)}, target {fmt.loss(target)} nats/token")
+            style.log_axis(lower, "x")
+            style.log_axis(upper, "y", headroom=panels.HEADROOM)
+            upper.set(ylabel="Tokens to target")
+            lower.set(xlabel="Peak learning rate")
+        cues = [
+            style.cue("a run fell short", marker="^", mfc="white"),
+            style.cue("optimum, interval", marker="o", ls="-"),
+            _caveat_cue(),
+        ]
+        style.side_legend(figure, [*batches.handles(fmt.batch), *cues], "Global batch (tokens)")
+    return figure
+
+
+def token_ratios(estimates: Estimates) -> Figure:
+    """Draw the token ratio of baseline to challenger against batch, a panel per challenger, a colour per target."""
+    drawn = estimates.token_ratios.filter(pl.col("token_ratio").is_not_null())
+    if drawn.is_empty():
+        return style.in_words(
+            "No token ratio: at no batch size did the baseline and another optimizer reach the same target."
+        )
+    with style.theme():
+        targets = OrderedStyle(_targets(estimates))
+        challengers = [name for name in _optimizers(estimates).names if name in drawn["challenger"]]
+        baseline = fmt.optimizer_name(drawn["baseline"][0])
+        figure, axes = style.panels(len(challengers), note_lines=len(targets.values))
+        for ax, name in zip(axes, challengers, strict=True):
+            panels.ratios(ax, drawn.filter(pl.col("challenger") == name), targets)
+            notes = [_trend_note(estimates, name, target) for target in targets.values]
+            style.heading(ax, f"{baseline} over {fmt.optimizer_name(name)}", notes)
+            ax.set_ylabel("Token ratio at equal loss")
+            style.batch_axis(ax, _values(estimates.cells, "global_batch_tokens"))
+        cues = [style.cue("equal tokens", ls="-", lw=0.8), style.cue("interval", ls="-", lw=1.1), _caveat_cue()]
+        style.side_legend(figure, [*targets.handles(fmt.loss), *cues], "Target (nats/token)")
+    return figure
+
+
+def frontier_device_seconds(estimates: Estimates) -> Figure:
+    """Draw device-seconds against time to target over device counts, a panel per target, a line per frontier."""
+    return _frontier(estimates, "device_seconds")
+
+
+def frontier_flops(estimates: Estimates) -> Figure:
+    """Draw training FLOPs against time to target over device counts, a panel per target, a line per frontier."""
+    return _frontier(estimates, "train_flops")
+
+
+def equal_budget(estimates: Estimates) -> Figure:
+    """Draw validation loss against batch at equal tokens, a panel per token budget, a line per optimizer."""
+    budgets = _budgets(estimates.equal_budget)
+    if not budgets:
+        return style.in_words("No token mark that the runs of a chosen learning rate all reached.")
+    with style.theme():
+        optimizers = _optimizers(estimates)
+        figure, axes = style.panels(len(budgets))
+        for ax, budget in zip(axes, budgets, strict=True):
+            part = estimates.equal_budget.filter(pl.col("tokens") == budget)
+            for name in optimizers.names:
+                own = part.filter(pl.col("optimizer") == name).sort("global_batch_tokens")
+                panels.points(ax, own, "val_loss_nats", optimizers, name)
+                places = own["global_batch_tokens"] * optimizers.dodge(name)
+                ax.plot(
+                    places, own["val_loss_nats"], color=optimizers.colour(name), ls=optimizers.line_style(name), lw=0.9
+                )
+            style.heading(ax, f"after {fmt.tokens(budget)} tokens")
+            style.batch_axis(ax, _values(estimates.equal_budget, "global_batch_tokens"))
+            ax.set_ylabel("Validation loss (nats/token)")
+        style.side_legend(figure, [*optimizers.handles(), style.cue("interval", ls="-", lw=1.1)])
+    return figure
+
+
+def headline(estimates: Estimates) -> Figure:
+    """Draw the answer in two panels: tokens to the headline target against batch, and the projected frontier."""
+    target = headline_target(estimates)
+    if target is None:
+        return style.in_words(_nothing_reached(estimates))
+    with style.theme():
+        optimizers, points = _optimizers(estimates), _frontier_points(estimates, target)
+        figure, (left, right) = style.panels(2, share=False, note_lines=len(optimizers.names))
+        _draw_target(left, estimates, target, "tokens_to_target", optimizers)
+        style.log_axis(left, "y", headroom=panels.HEADROOM)
+        _draw_frontier(right, points, "device_seconds", optimizers)
+        _frontier_axes(right, "device_seconds")
+        notes = _critical_notes(estimates, target)
+        style.heading(left, f"Tokens to {fmt.loss(target)} nats/token", notes)
+        over = f"to {fmt.loss(target)} nats/token, over device counts"
+        style.heading(right, "Projected frontier", [over], lines=len(style.wrapped(notes)))
+        style.side_legend(figure, [*optimizers.handles(), *_fit_cues(estimates, "left: "), *_frontier_cues("right: ")])
+    return figure
+
+
+def _to_target(estimates: Estimates, quantity: str) -> Figure:
+    targets = _targets(estimates)
+    if not targets:
+        return style.in_words("No run has been evaluated after its first step yet.")
+    with style.theme():
+        optimizers = _optimizers(estimates)
+        figure, axes = style.panels(len(targets), note_lines=len(optimizers.names))
+        for ax, target in zip(axes, targets, strict=True):
+            _draw_target(ax, estimates, target, quantity, optimizers)
+            style.heading(ax, f"target {fmt.loss(target)} nats/token", _critical_notes(estimates, target))
+        style.log_axis(axes[0], "y", headroom=panels.HEADROOM)
+        style.side_legend(figure, [*optimizers.handles(), *_fit_cues(estimates)])
+    return figure
+
+
+def _draw_target(ax: Axes, estimates: Estimates, target: float, quantity: str, optimizers: OptimizerStyle) -> None:
+    cells, fits, criticals = (
+        frame.filter(pl.col("target_loss_nats") == target)
+        for frame in (_with_step_intervals(estimates.cells), estimates.fit_curves, _fitted(estimates))
+    )
+    style.batch_axis(ax, _values(estimates.cells, "global_batch_tokens"))
+    for name in optimizers.names:
+        own = pl.col("optimizer") == name
+        panels.fitted_curve(ax, fits.filter(own), quantity, optimizers, name)
+        panels.points(ax, cells.filter(own), quantity, optimizers, name)
+        panels.not_reached(ax, cells.filter(own), optimizers, name)
+        for critical in criticals.filter(own).iter_rows(named=True):
+            panels.critical_batch(ax, critical, quantity, optimizers.colour(name))
+    if cells[quantity].is_null().all():
+        style.empty_panel(ax, "no run reached this target")
+    ax.set_ylabel("Tokens to target" if quantity == "tokens_to_target" else "Optimizer steps to target")
+
+
+def _with_step_intervals(cells: pl.DataFrame) -> pl.DataFrame:
+    """Add the intervals of steps: those of tokens over the batch."""
+    ends = pl.col("tokens_to_target_low", "tokens_to_target_high") / pl.col("global_batch_tokens")
+    return cells.with_columns(ends.name.replace("tokens", "steps"))
+
+
+def _frontier(estimates: Estimates, cost: str) -> Figure:
+    targets = _targets(estimates)
+    if estimates.frontier.is_empty():
+        return style.in_words(_nothing_reached(estimates))
+    with style.theme():
+        optimizers = _optimizers(estimates)
+        figure, axes = style.panels(len(targets))
+        for ax, target in zip(axes, targets, strict=True):
+            _draw_frontier(ax, _frontier_points(estimates, target), cost, optimizers)
+            style.heading(
+                ax, f"target {fmt.loss(target)} nats/token", ["projected over device counts; measured if filled"]
+            )
+        _frontier_axes(axes[0], cost)
+        style.side_legend(figure, [*optimizers.handles(), *_frontier_cues()])
+    return figure
+
+
+def _draw_frontier(ax: Axes, points: pl.DataFrame, cost: str, optimizers: OptimizerStyle) -> None:
+    ax.set(xlabel="Time to target (s)", ylabel=_COST_LABELS[cost])
+    if points.is_empty():
+        style.empty_panel(ax, "no run reached this target")
+        return
+    panels.frontier(ax, points.with_columns(on_frontier=_ON_FRONTIER[cost]), cost, optimizers)
+
+
+def _frontier_axes(ax: Axes, cost: str) -> None:
+    style.log_axis(ax, "x", "{:g}".format)
+    style.log_axis(ax, "y", "{:g}".format if cost == "device_seconds" else fmt.tick_flops)
+
+
+def _chosen_curves(estimates: Estimates) -> pl.DataFrame:
+    """Return the loss curves, without step 0, of the runs at the rate chosen for the hardest target."""
+    cell = ["model", "optimizer", "global_batch_tokens", "protocol"]
+    chosen = (
+        estimates.cells.drop_nulls("best_lr").sort("target_loss_nats").unique(cell, keep="first", maintain_order=True)
+    )
+    drawn = curves(estimates.records).filter(pl.col("step") > 0)
+    return drawn.join(chosen.select(*cell, peak_lr="best_lr"), on=[*cell, "peak_lr"], how="semi", maintain_order="left")
+
+
+def _critical_notes(estimates: Estimates, target: float) -> list[str]:
+    """Return one line an optimizer: its critical batch with its interval, or why there is none."""
+    rows = _fitted(estimates).filter(pl.col("target_loss_nats") == target)
+    by_optimizer = {row["optimizer"]: row for row in rows.iter_rows(named=True)}
+    return [_critical_note(name, by_optimizer.get(name)) for name in _optimizers(estimates).names]
+
+
+def _critical_note(name: str, row: dict[str, Any] | None) -> str:
+    verdict = "not estimated" if row is None else fmt.verdict(row["verdict"])
+    if row is None or row["critical_batch_tokens"] is None:
+        return f"{fmt.optimizer_name(name)}: no $B_{{crit}}$, {verdict}"
+    caveat = "" if verdict == "ok" else f" ({verdict})"
+    return f"{fmt.optimizer_name(name)}: $B_{{crit}}$ {fmt.estimate(row, 'critical_batch_tokens')}{caveat}"
+
+
+def _trend_note(estimates: Estimates, challenger: str, target: float) -> str:
+    rows = estimates.ratio_trends.filter(pl.col("challenger") == challenger, pl.col("target_loss_nats") == target)
+    if rows.is_empty():
+        return f"{fmt.loss(target)}: trend not estimated"
+    row = rows.row(0, named=True)
+    slope = "" if row["slope"] is None else f", slope {fmt.estimate(row, 'slope')}"
+    return f"{fmt.loss(target)}: {fmt.verdict(row['verdict'])}{slope}"
+
+
+def _budgets(equal_budget: pl.DataFrame) -> list[int]:
+    """Return the smallest, the middle and the largest of the token marks that the most cells share."""
+    shared = equal_budget.group_by("tokens").agg(num=pl.struct("optimizer", "global_batch_tokens").n_unique())
+    marks = sorted(shared.filter(pl.col("num") == pl.col("num").max())["tokens"])
+    return sorted({marks[0], marks[len(marks) // 2], marks[-1]}) if marks else []
+
+
+def _frontier_points(estimates: Estimates, target: float) -> pl.DataFrame:
+    known = pl.col("train_seconds").is_not_null() & pl.col("device_seconds").is_not_null()
+    return estimates.frontier.filter(known, pl.col("target_loss_nats") == target)
+
+
+def _fitted(estimates: Estimates) -> pl.DataFrame:
+    return estimates.critical_batches.filter(pl.col("definition") == FITTED_DEFINITION)
+
+
+def _optimizers(estimates: Estimates) -> OptimizerStyle:
+    return OptimizerStyle(_values(estimates.records.runs, "optimizer"))
+
+
+def _targets(estimates: Estimates) -> list[float]:
+    return sorted(estimates.cells["target_loss_nats"].unique(), reverse=True)
+
+
+def _values(frame: pl.DataFrame, column: str) -> list[Any]:
+    return sorted(frame[column].unique())
+
+
+def _nothing_reached(estimates: Estimates) -> str:
+    targets = ", ".join(f"{fmt.loss(target)}" for target in estimates.records.manifest.targets_nats)
+    return f"No run has reached a target loss yet (targets: {targets} nats/token)."
+
+
+def _fit_cues(estimates: Estimates, place: str = "") -> list[Any]:
+    return [
+        Patch(color=style.MUTED, alpha=0.3, lw=0, label=f"{place}fit, {estimates.level:.0%} interval"),
+        style.cue(f"{place}$B_{{crit}}$, interval", marker="*", ms=10),
+        style.cue(f"{place}with a caveat", marker="o", mfc="white"),
+        style.cue(f"{place}not reached by all", marker="^", mfc="white"),
+    ]
+
+
+def _frontier_cues(place: str = "") -> list[Any]:
+    return [
+        style.cue(f"{place}measured", marker="o"),
+        style.cue(f"{place}projected", marker="o", mfc="white"),
+        style.cue(f"{place}off the frontier", marker="o", mfc="white", ms=3.5, alpha=0.45),
+    ]
+
+
+def _caveat_cue() -> Any:
+    return style.cue("with a caveat", marker="o", mfc="white")
+
+
+#: Every figure of the report, by the name of its files, in the order of reading.
+FIGURES: dict[str, Callable[[Estimates], Figure]] = {
+    "headline": headline,
+    "tokens_to_target": tokens_to_target,
+    "steps_to_target": steps_to_target,
+    "token_ratios": token_ratios,
+    "frontier_device_seconds": frontier_device_seconds,
+    "frontier_flops": frontier_flops,
+    "loss_curves": loss_curves,
+    "learning_rates": learning_rates,
+    "equal_budget": equal_budget,
+}

@@ -1,0 +1,124 @@
+"""Train what a sweep's folder lacks: the grid, then the confirmation of its best rates; then write the report.
+
+Everything is read from the folder, so that a pool here, a second one beside it, and a submitted job do the same and
+share the work.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from harness.config import MachineConfig, RunConfig
+from sweeps.display import Tick, shown
+from sweeps.grid import on_fresh_seeds
+from sweeps.plan import work_of
+from sweeps.pool import TRAIN, Pool, slot_environments, visible_gpus
+from sweeps.spec import SweepSpec
+from sweeps.store import Stage, SweepFolder, add_confirmations, is_missing, locked, read_run
+
+_LONGEST_JOB_MINUTES = 60 * 24 * 30
+
+
+def default_slots(machine: MachineConfig) -> int:
+    """Return how many runs train at once: one for each GPU, or for each core, over the devices of a run."""
+    units = len(_gpus(machine)) or os.cpu_count() or 1
+    return max(units // machine.devices, 1)
+
+
+def run_folder(folder: SweepFolder, slots: int, first_slot: int = 0, train: str = TRAIN) -> None:
+    """Train every run of the sweep that has no result, both stages; failed runs are tried again, once.
+
+    Raises: KeyboardInterrupt at Ctrl-C or SIGTERM, when everything is saved.
+    """
+    spec = folder.read_spec()
+    environments = slot_environments(
+        slots, spec.machine.devices, _gpus(spec.machine), spec.machine.threads or 1, first_slot
+    )
+    with Pool(environments, train, stopping=_say_stopping) as pool:
+        with shown(folder) as tick:
+            _train_stage(folder, "grid", pool, tick)
+        if spec.confirm:
+            choose_confirmations(spec, folder)
+            with shown(folder) as tick:
+                _train_stage(folder, "confirm", pool, tick)
+
+
+def choose_confirmations(spec: SweepSpec, folder: SweepFolder) -> None:
+    """Add the best rates of every cell, on fresh seeds, to the sweep."""
+    assert spec.confirm is not None
+    grid = [read_run(folder.run(run.run_id)) for run in folder.read_manifest().runs if run.stage == "grid"]
+    best = _best_rates(folder.path, spec.confirm.top)
+    picked = [run for run in grid if (*_cell(run), run.optimizer.peak_lr) in best]
+    add_confirmations(spec, on_fresh_seeds(picked, spec.confirm.seeds), folder)
+
+
+def report(folder: SweepFolder, reference: Path) -> Path:
+    """Compact the records, estimate, and write the report; return its place.
+
+    `reference` is the folder of a published run of this sweep, compared with if it exists.
+
+    Raises: ValueError when no run of the sweep has a result yet.
+    """
+    runs = [folder.run(run.run_id) for run in folder.read_manifest().runs]
+    if not (folder.path / "runs.parquet").exists() and all(is_missing(run) for run in runs):
+        raise ValueError(f"{folder.path}: no run has finished yet; there is nothing to report")
+    from analysis.curves import load, save
+    from analysis.estimate import estimate
+    from analysis.report import write_report
+
+    with locked(folder):
+        records = load(folder.path)
+        save(records, folder.path)
+        compared = reference if reference.is_dir() else None
+        estimates = estimate(records, reference=load(compared) if compared else None)
+        write_report(estimates, folder.path, reference=compared)
+    return folder.path / "report.html"
+
+
+def submit_local(folder: SweepFolder, jobs: int, train: str = TRAIN) -> list[Any]:
+    """Queue `jobs` jobs on this machine through submitit; each trains one run after another until none is left."""
+    import submitit
+
+    # The cluster is named: submitit would take Slurm wherever it finds srun. Its local default is two minutes.
+    executor = submitit.AutoExecutor(folder=folder.path / "jobs", cluster="local")
+    executor.update_parameters(timeout_min=_LONGEST_JOB_MINUTES, gpus_per_node=len(visible_gpus()))
+    return [executor.submit(work, str(folder.path.absolute()), slot, train) for slot in range(jobs)]
+
+
+def work(folder: str, slot: int, train: str) -> None:
+    """Be one job of a sweep: a pool of one slot, which shares the runs with all the others through their claims."""
+    run_folder(SweepFolder(Path(folder)), slots=1, first_slot=slot, train=train)
+
+
+def _cell(run: RunConfig) -> tuple[str, str, str, int]:
+    return run.model_name, run.optimizer.name, run.protocol, run.global_batch_tokens
+
+
+def _best_rates(folder: Path, top: int) -> set[tuple[Any, ...]]:
+    """Return (model, optimizer, protocol, batch, rate) for the best rates of each cell: choose, put aside, again."""
+    from analysis.curves import Records, load
+    from analysis.learning_rates import choose_rates
+
+    records = load(folder)
+    best: set[tuple[Any, ...]] = set()
+    for _ in range(top):
+        chosen = choose_rates(records).rename({"best_lr": "peak_lr"})
+        best.update(chosen.rows())
+        runs = records.runs.join(chosen, on=chosen.columns, how="anti")
+        records = Records(records.manifest, runs, records.evaluations.join(runs, on="run_id", how="semi"))
+    return best
+
+
+def _train_stage(folder: SweepFolder, stage: Stage, pool: Pool, tick: Tick) -> None:
+    runs = [folder.run(run.run_id) for run in folder.read_manifest().runs if run.stage == stage]
+    machine = folder.read_spec().machine
+    configs = {run: read_run(run) for run in runs}
+    pool.train(sorted(runs, key=lambda run: -work_of(configs[run], machine).flops), tick)
+
+
+def _gpus(machine: MachineConfig) -> list[str]:
+    return [] if machine.accelerator == "cpu" else visible_gpus()
+
+
+def _say_stopping() -> None:
+    print("\nStopping: every run saves a checkpoint first; Ctrl-C again to kill.", flush=True)

@@ -1,0 +1,209 @@
+"""Worker processes that share the missing runs of a sweep, also with other pools on the same folder."""
+
+import os
+import signal
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import connection, get_context
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn, Self
+
+from harness.record import RunFolder
+from sweeps.store import State, claim, is_missing, record_failure, state
+from sweeps.worker import serve
+
+TRAIN = "harness.train:train"
+
+_TICK_SECONDS = 0.5
+_RECHECK_SECONDS = 2.0
+#: A worker that dies may have been the machine's fault, so its run is taken up once more; then it is the run's.
+_CRASHES_ALLOWED = 1
+
+
+class Worker:
+    """One worker process, the variables of its slot, and the run that it has in hand."""
+
+    def __init__(self, train: str, environment: dict[str, str]) -> None:
+        context = get_context("spawn")
+        self.environment = environment
+        self.run: RunFolder | None = None
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(theirs, train, environment))
+        with _sigint_ignored():  # inherited: a Ctrl-C must not hit a worker that is still starting
+            self.process.start()
+        theirs.close()
+
+    def give(self, run: RunFolder) -> None:
+        self.run = run
+        with suppress(BrokenPipeError):  # it died while idle: `take` will say so
+            self.pipe.send(str(run.path.absolute()))
+
+    def take(self) -> tuple[RunFolder, State | None]:
+        """Return the run that was in hand and what became of it: None when the worker died on it."""
+        run, self.run = self.run, None
+        assert run is not None
+        try:
+            outcome: State = self.pipe.recv()
+        except (EOFError, ConnectionError):
+            self.process.join()
+            return run, None
+        return run, outcome
+
+    def dismiss(self) -> None:
+        with suppress(BrokenPipeError):
+            self.pipe.send(None)
+
+
+class Pool:
+    """Trains runs with one worker for each of `environments` (variables set in that worker); a context manager.
+
+    Left by Ctrl-C or SIGTERM (a KeyboardInterrupt too), it calls `stopping` and waits until the runs in hand have saved
+    their checkpoints; a second Ctrl-C kills.
+    """
+
+    def __init__(
+        self, environments: Sequence[dict[str, str]], train: str = TRAIN, stopping: Callable[[], None] = lambda: None
+    ) -> None:
+        self._train = train
+        self._stopping = stopping
+        self._free = deque(environments)
+        self._workers: list[Worker] = []
+        self._queue: deque[RunFolder] = deque()
+        self._elsewhere: list[RunFolder] = []
+        self._crashes: Counter[RunFolder] = Counter()
+
+    def __enter__(self) -> Self:
+        self._sigterm_before = signal.signal(signal.SIGTERM, _interrupt)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._dismiss()
+            else:
+                self._stop()
+        finally:
+            signal.signal(signal.SIGTERM, self._sigterm_before)
+
+    def train(self, runs: Iterable[RunFolder], tick: Callable[[], None]) -> None:
+        """Return when every run has a result or has failed, here or elsewhere; call `tick` about twice a second."""
+        self._queue.extend(run for run in runs if is_missing(run))
+        checked_at = time.monotonic()
+        while self._queue or self._elsewhere or self._busy():
+            self._give_out()
+            self._collect()
+            if time.monotonic() - checked_at > _RECHECK_SECONDS:
+                self._look_elsewhere()
+                checked_at = time.monotonic()
+            tick()
+
+    def _busy(self) -> list[Worker]:
+        return [worker for worker in self._workers if worker.run is not None]
+
+    def _give_out(self) -> None:
+        idle = [worker for worker in self._workers if worker.run is None]
+        while self._queue and (idle or self._free):
+            worker = idle.pop() if idle else self._start()
+            worker.give(self._queue.popleft())
+
+    def _start(self) -> Worker:
+        worker = Worker(self._train, self._free.popleft())
+        self._workers.append(worker)
+        return worker
+
+    def _collect(self) -> None:
+        busy = self._busy()
+        if not busy:
+            time.sleep(_TICK_SECONDS)
+        ready = connection.wait([worker.pipe for worker in busy], timeout=_TICK_SECONDS)
+        for worker in busy:
+            if worker.pipe in ready:
+                self._settle(worker)
+
+    def _settle(self, worker: Worker) -> None:
+        run, outcome = worker.take()
+        if outcome is None:
+            self._workers.remove(worker)
+            self._free.append(worker.environment)
+            self._crashed(run, worker.process.exitcode)
+        elif outcome in (State.RUNNING, State.INTERRUPTED):
+            self._elsewhere.append(run)
+
+    def _crashed(self, run: RunFolder, exitcode: int | None) -> None:
+        self._crashes[run] += 1
+        if self._crashes[run] <= _CRASHES_ALLOWED:
+            self._queue.append(run)
+            return
+        with claim(run) as held:
+            if held is not None and is_missing(run):
+                times = self._crashes[run]
+                record_failure(run, f"the worker process died {times} times, the last time {_cause(exitcode)}")
+
+    def _look_elsewhere(self) -> None:
+        """Take over the runs that another pool left unfinished."""
+        states = [(run, state(run)) for run in self._elsewhere]
+        self._elsewhere = [run for run, now in states if now == State.RUNNING]
+        self._queue.extend(run for run, now in states if now in (State.PLANNED, State.INTERRUPTED))
+
+    def _dismiss(self) -> None:
+        for worker in self._workers:
+            worker.dismiss()
+        for worker in self._workers:
+            worker.process.join()
+
+    def _stop(self) -> None:
+        self._stopping()
+        try:
+            for worker in self._workers:
+                worker.process.terminate()
+                worker.pipe.close()  # a worker that finished its run just now reads the end and leaves
+            for worker in self._workers:
+                worker.process.join()
+        except KeyboardInterrupt:
+            for worker in self._workers:
+                worker.process.kill()
+
+
+def slot_environments(
+    slots: int, devices_per_run: int, gpus: Sequence[str], threads: int, first: int = 0
+) -> list[dict[str, str]]:
+    """Return the variables of each slot: its threads, and its GPUs where there are any (slots take turns over them)."""
+    environments = []
+    for slot in range(first, first + slots):
+        environment = {"OMP_NUM_THREADS": str(threads)}
+        if gpus:
+            chosen = [gpus[(slot * devices_per_run + device) % len(gpus)] for device in range(devices_per_run)]
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)
+        environments.append(environment)
+    return environments
+
+
+def visible_gpus() -> list[str]:
+    """Return the GPUs that this process may use, without importing torch."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [gpu for gpu in named.split(",") if gpu and gpu != "-1"]
+    return [str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
+
+
+def _cause(exitcode: int | None) -> str:
+    if exitcode is not None and exitcode < 0:
+        return f"by {signal.Signals(-exitcode).name}" + (" (out of memory?)" if exitcode == -signal.SIGKILL else "")
+    return f"with exit status {exitcode}"
+
+
+@contextmanager
+def _sigint_ignored() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    del number, frame
+    raise KeyboardInterrupt

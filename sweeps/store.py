@@ -1,0 +1,249 @@
+"""The results folder of a sweep, and what its files say of every run.
+
+States are read off files; there is no server. A run is claimed with a lock that the kernel drops with the process that
+holds it, so a dead worker never keeps one. Nothing is ever deleted: a run that has left the sweep keeps its folder, and
+`sweep.json` lists the current ones only; finished runs are found again by their `run_id`.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal
+
+from harness.config import MachineConfig, RunConfig
+from harness.record import PlannedRun, RunFolder, SweepManifest, read_json, write_atomically, write_json
+from sweeps.spec import SweepSpec
+from sweeps.sweep_file import dump_spec, read_spec
+
+Stage = Literal["grid", "confirm"]
+
+_LOG_LINES_KEPT = 20
+
+
+class State(StrEnum):
+    """Where a run stands. `finished` and `diverged` are results; what is neither is missing and can be run."""
+
+    PLANNED = "planned"
+    RUNNING = "running"
+    INTERRUPTED = "interrupted"
+    FINISHED = "finished"
+    DIVERGED = "diverged"
+    FAILED = "failed"
+
+
+RESULTS = frozenset({State.FINISHED, State.DIVERGED})
+
+
+@dataclass(frozen=True)
+class SweepFolder:
+    """The places of one sweep's files."""
+
+    path: Path
+
+    @property
+    def spec(self) -> Path:
+        """The resolved sweep, as YAML."""
+        return self.path / "sweep.yaml"
+
+    @property
+    def manifest(self) -> Path:
+        """The SweepManifest, as JSON."""
+        return self.path / "sweep.json"
+
+    def run(self, run_id: str) -> RunFolder:
+        return RunFolder(self.path / "runs" / run_id)
+
+    def read_manifest(self) -> SweepManifest:
+        if not self.manifest.exists():
+            raise ValueError(f"{self.path}: no sweep.json there; no sweep has been started in this folder")
+        return SweepManifest.parse(read_json(self.manifest), source=str(self.manifest))
+
+    def read_spec(self) -> SweepSpec:
+        return read_spec(str(self.path))
+
+
+def read_run(run: RunFolder) -> RunConfig:
+    return RunConfig.parse(read_json(run.config), source=str(run.config))
+
+
+def read_machine(run: RunFolder) -> MachineConfig:
+    return MachineConfig.parse(read_json(run.machine), source=str(run.machine))
+
+
+def records(folder: SweepFolder) -> list[dict[str, Any]]:
+    """Return the run.json of every run of the sweep that has a whole one; none when the sweep was never started."""
+    if not folder.manifest.exists():
+        return []
+    runs = [folder.run(run.run_id) for run in folder.read_manifest().runs]
+    found = []
+    for run in runs:
+        with suppress(OSError, ValueError):
+            found.append(read_json(run.run))
+    return found
+
+
+def write_sweep(spec: SweepSpec, runs: Iterable[RunConfig], folder: SweepFolder) -> None:
+    """Write sweep.yaml, sweep.json and the configuration of every run; confirmations of the same grid stay listed.
+
+    Raises: ValueError when the folder cannot be written.
+    """
+    runs = list(runs)
+    planned = tuple(PlannedRun(run_id=run.run_id) for run in runs)
+    with _writable(folder.path), locked(folder):
+        confirmed = _confirmations(folder, planned)
+        _write_runs(runs, spec.machine, folder)
+        write_atomically(folder.spec, dump_spec(spec).encode())
+        _write_manifest(spec, planned + confirmed, folder)
+
+
+def add_confirmations(spec: SweepSpec, runs: Iterable[RunConfig], folder: SweepFolder) -> None:
+    """List `runs` as the sweep's confirm stage, in place of an earlier choice."""
+    runs = list(runs)
+    with _writable(folder.path), locked(folder):
+        grid = tuple(run for run in folder.read_manifest().runs if run.stage == "grid")
+        _write_runs(runs, spec.machine, folder)
+        _write_manifest(spec, grid + tuple(PlannedRun(run_id=run.run_id, stage="confirm") for run in runs), folder)
+
+
+@contextmanager
+def locked(folder: SweepFolder) -> Iterator[None]:
+    """Hold the sweep's own lock: for its two files, and for the report."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with (folder.path / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def claim(run: RunFolder) -> Iterator[int | None]:
+    """Claim a run for as long as the block lasts; yields the lock's descriptor, or None when another process has it."""
+    descriptor = os.open(run.claim, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        yield descriptor if _lock(descriptor, fcntl.LOCK_EX) else None
+    finally:
+        os.close(descriptor)
+
+
+def state(run: RunFolder) -> State:
+    """Read where a run stands; a corrupt record is a failure."""
+    try:
+        return _state(run)
+    except ValueError:
+        return State.FAILED
+
+
+def failure_reason(run: RunFolder) -> str | None:
+    """Return why a run failed, or None for one that did not."""
+    try:
+        result_state(run)
+        return str(read_json(run.failure)["reason"]) if run.failure.exists() else None
+    except ValueError as error:
+        return str(error)
+
+
+def result_state(run: RunFolder) -> State | None:
+    """Return finished or diverged, or None while the run has no result."""
+    status = read_json(run.run).get("status") if run.run.exists() else None
+    return State(status) if status in RESULTS else None
+
+
+def is_missing(run: RunFolder) -> bool:
+    """Tell whether the run has no result; a corrupt record is none."""
+    try:
+        return result_state(run) is None
+    except ValueError:
+        return True
+
+
+def record_failure(run: RunFolder, reason: str) -> None:
+    """Write why a run failed, with the last lines of its log. The caller holds the claim."""
+    lines = run.log.read_text(errors="replace").splitlines() if run.log.exists() else []
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    write_json(run.failure, {"reason": reason, "failed_at": now, "last_lines": lines[-_LOG_LINES_KEPT:]})
+
+
+def _state(run: RunFolder) -> State:
+    if (result := result_state(run)) is not None:
+        return result
+    if _is_claimed(run):
+        return State.RUNNING
+    # A run may have ended between the two looks.
+    if (result := result_state(run)) is not None:
+        return result
+    if run.failure.exists():
+        return State.FAILED
+    started = run.run.exists() or run.evaluations.exists() or run.checkpoint.exists()
+    return State.INTERRUPTED if started else State.PLANNED
+
+
+def _is_claimed(run: RunFolder) -> bool:
+    try:
+        descriptor = os.open(run.claim, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _lock(descriptor, fcntl.LOCK_SH)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"the results folder {folder} cannot be written ({error.strerror}); choose another with --results"
+        ) from None
+
+
+def _write_runs(runs: list[RunConfig], machine: MachineConfig, folder: SweepFolder) -> None:
+    for run in runs:
+        place = folder.run(run.run_id)
+        place.path.mkdir(parents=True, exist_ok=True)
+        _write_changed(place.config, run.model_dump(mode="json"))
+        if is_missing(place):
+            _write_changed(place.machine, machine.model_dump(mode="json"))
+
+
+def _write_changed(path: Path, content: dict[str, Any]) -> None:
+    try:
+        unchanged = read_json(path) == content
+    except (OSError, ValueError):
+        unchanged = False
+    if not unchanged:
+        write_json(path, content)
+
+
+def _write_manifest(spec: SweepSpec, runs: tuple[PlannedRun, ...], folder: SweepFolder) -> None:
+    manifest = SweepManifest(
+        name=spec.name,
+        description=spec.description,
+        baseline=spec.baseline_name,
+        targets_nats=spec.targets_nats,
+        runs=runs,
+    )
+    write_json(folder.manifest, manifest.model_dump(mode="json"))
+
+
+def _confirmations(folder: SweepFolder, grid: tuple[PlannedRun, ...]) -> tuple[PlannedRun, ...]:
+    """Return the listed confirmations if they belong to this very grid."""
+    try:
+        listed = folder.read_manifest().runs
+    except ValueError:
+        return ()
+    same = {run for run in listed if run.stage == "grid"} == set(grid)
+    return tuple(run for run in listed if run.stage == "confirm") if same else ()

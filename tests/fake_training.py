@@ -1,0 +1,61 @@
+"""Training that takes no time: stands in for `harness.train:train` in the tests of pools and launchers.
+
+Reads what to do from `behaviour.txt` in the sweep's folder, one word: so that it can change between attempts.
+"""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from harness.config import MachineConfig, RunConfig
+from harness.record import EVALUATION_COLUMNS, RUN_COLUMNS, RunFolder, append_row, write_json
+
+
+class Stopped(BaseException):
+    """As `harness.callbacks.interruption.Interrupted`: raised when the checkpoint is complete."""
+
+
+def train(run: RunConfig, machine: MachineConfig, folder: Path) -> str:
+    """Do as `behaviour.txt` says, by default finish; count attempts in `attempts.txt`."""
+    with (folder / "attempts.txt").open("a") as file:
+        file.write(f"{os.getpid()} {machine.threads} {os.environ.get('OMP_NUM_THREADS')}\n")
+    print(f"training {run.run_id}")
+    behaviour = folder.parent.parent / "behaviour.txt"
+    action = behaviour.read_text().strip() if behaviour.exists() else "finish"
+    if action == "raise" and run.optimizer.name == "muon":
+        raise ValueError("the corpus has been moved")
+    if action == "exit":
+        os._exit(3)
+    if action == "exit-once" and len((folder / "attempts.txt").read_text().splitlines()) == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if action == "wait":
+        _wait_for_a_signal(RunFolder(folder))
+    if action == "stubborn":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        (folder / "deaf").touch()
+        time.sleep(60)
+    if action == "slow":
+        time.sleep(0.5)
+    finish(run, RunFolder(folder))
+    return "finished"
+
+
+def finish(run: RunConfig, files: RunFolder, loss: float = 2.0) -> None:
+    """Write the record of a finished run: its last evaluation and the completed row."""
+    row = dict.fromkeys(EVALUATION_COLUMNS)
+    append_row(files.evaluations, row | {"run_id": run.run_id, "step": run.steps, "val_loss_nats": loss})
+    known = {"run_id": run.run_id, "status": "finished", "stop_reason": "budget", "tokens_seen": run.realized_tokens}
+    speed = {"step": run.steps, "train_seconds": 2.0, "flops_per_token": 1e6, "optimizer_flops_per_step": 0.0}
+    write_json(files.run, dict.fromkeys(RUN_COLUMNS) | known | speed)
+    files.checkpoint.unlink(missing_ok=True)
+
+
+def _wait_for_a_signal(files: RunFolder) -> None:
+    signalled: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: signalled.append(number))
+    files.progress.write_text('{"step": 1, "tokens_seen": 256, "tokens_per_second": 64.0}')
+    while not signalled:
+        time.sleep(0.02)
+    files.checkpoint.write_text("whole")
+    raise Stopped

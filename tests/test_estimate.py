@@ -1,0 +1,165 @@
+"""The whole of the analysis: schemas, sweeps with parts missing, equal budgets, agreement, fresh seeds."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from analysis.curves import Records
+from analysis.estimate import Estimates, estimate
+from analysis.schemas import TABLES, polars_schema
+from tests.synthetic import Laboratory, plan, records
+
+LAB = Laboratory()
+
+
+def all_diverged() -> Records:
+    return records(LAB, [replace(run, status="diverged") for run in plan(LAB)])
+
+
+def half_unfinished() -> Records:
+    return records(
+        LAB, [replace(run, status="running", budget=run.budget // 2 // run.batch * run.batch) for run in plan(LAB)]
+    )
+
+
+SWEEPS: dict[str, Callable[[], Records]] = {
+    "whole": lambda: records(LAB),
+    "no run": lambda: records(LAB, []),
+    "one run": lambda: records(LAB, plan(LAB)[:1]),
+    "one batch": lambda: records(replace(LAB, batches=(1024,))),
+    "one seed": lambda: records(replace(LAB, grid_seeds=(0,), fresh_seeds=())),
+    "one rate": lambda: records(replace(LAB, rates=(1.0,))),
+    "one seed, one rate": lambda: records(replace(LAB, rates=(1.0,), grid_seeds=(0,), fresh_seeds=())),
+    "one optimizer": lambda: records(replace(LAB, optimizers={"adamw": LAB.optimizers["adamw"]})),
+    "no noise": lambda: records(replace(LAB, noise=0.0)),
+    "all diverged": all_diverged,
+    "none reached": lambda: records(replace(LAB, budget_over_target=0.2)),
+    "some reached": lambda: records(replace(LAB, budget_over_target=0.6)),
+    "under way": half_unfinished,
+    "at the target at once": lambda: records(replace(LAB, first_mark_tokens=2**21, budget_over_target=20)),
+}
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_estimate_of_any_sweep_has_its_schema_and_no_number_that_is_none(name: str) -> None:
+    made = SWEEPS[name]()
+    estimates = estimate(made, reference=made)
+    for table, columns in TABLES.items():
+        frame = getattr(estimates, table)
+        assert frame.schema == polars_schema(columns), table
+        numbers = frame.select(pl.selectors.float())
+        finite = numbers.select(pl.all().is_finite().fill_null(True).all())
+        assert all(finite.row(0) if finite.width else ()), table
+        if {"verdict", "reason"} <= set(frame.columns):
+            unexplained = frame.filter((pl.col("verdict") != "ok") & (pl.col("reason") == ""))
+            trends = ("rising", "falling", "unresolved")
+            assert unexplained.filter(~pl.col("verdict").is_in(trends)).is_empty(), table
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_estimate_explains_every_missing_number(name: str) -> None:
+    estimates = estimate(SWEEPS[name]())
+    for table, quantity in (
+        ("cells", "tokens_to_target"),
+        ("critical_batches", "critical_batch_tokens"),
+        ("token_ratios", "token_ratio"),
+        ("ratio_trends", "slope"),
+    ):
+        frame = getattr(estimates, table)
+        assert "ok" not in set(frame.filter(pl.col(quantity).is_null())["verdict"]), table
+        unbounded = frame.filter(pl.col(quantity).is_not_null() & pl.col(f"{quantity}_low").is_null())
+        assert "" not in set(unbounded["reason"]), table
+
+
+def test_estimate_is_the_same_whatever_the_order_of_the_rows() -> None:
+    made = records(LAB)
+    shuffled = Records(made.manifest, made.runs.sample(fraction=1, shuffle=True, seed=1), made.evaluations.reverse())
+    first, second = estimate(made), estimate(shuffled)
+    for table in TABLES:
+        assert_frame_equal(getattr(first, table), getattr(second, table), rel_tol=1e-9)
+
+
+def test_cells_with_fresh_seeds_are_estimated_from_those_alone() -> None:
+    flattered = [replace(r, log_tokens=r.log_tokens - (0.5 if r.stage == "grid" else 0.0)) for r in plan(LAB)]
+    cells = estimate(records(LAB, flattered)).cells.filter(pl.col("target_loss_nats") == 2.0)
+    fresh = {(r.optimizer, r.batch): r.log_tokens for r in flattered if r.stage == "confirm"}
+    assert set(cells["seeds_from"]) == {"fresh"}
+    for row in cells.iter_rows(named=True):
+        assert np.log(row["tokens_to_target"]) == pytest.approx(
+            fresh[row["optimizer"], row["global_batch_tokens"]], abs=0.01
+        )
+
+
+def test_a_cell_with_one_seed_short_of_the_target_has_no_tokens() -> None:
+    lab = replace(LAB, fresh_seeds=(2, 3))
+    runs = [replace(r, log_tokens=99.0) if r.seed == 3 and r.batch == 4096 else r for r in plan(lab)]
+    cells = estimate(records(lab, runs)).cells.filter(pl.col("global_batch_tokens") == 4096)
+    assert set(cells.select("verdict", "num_seeds", "num_reached", "tokens_to_target").rows()) == {
+        ("censored", 2, 1, None)
+    }
+
+
+def test_equal_budget_uses_marks_that_every_run_compared_reached() -> None:
+    made = records(LAB)
+    table = estimate(made).equal_budget
+    shortest = min(run.budget for run in plan(LAB))
+    assert table["tokens"].max() <= shortest
+    assert set(table["mark"]) == {"intermediate"}
+    assert set(table.group_by("tokens").len()["len"]) == {8}
+
+
+def test_equal_budget_calls_the_common_end_final() -> None:
+    runs = [replace(run, budget=262_144) for run in plan(LAB)]
+    table = estimate(records(LAB, runs)).equal_budget
+    assert set(table.filter(pl.col("tokens") == 262_144)["mark"]) == {"final"}
+    assert set(table.filter(pl.col("tokens") < 262_144)["mark"]) == {"intermediate"}
+
+
+def test_equal_budget_loss_is_that_of_the_fresh_runs() -> None:
+    lab = replace(LAB, noise=0.05)
+    table = estimate(records(lab)).equal_budget
+    fresh = {(r.optimizer, r.batch): r.log_tokens for r in plan(lab) if r.stage == "confirm"}
+    for row in table.iter_rows(named=True):
+        log_tokens = fresh[row["optimizer"], row["global_batch_tokens"]]
+        truth = 2.0 * np.exp(lab.exponent * (log_tokens - np.log(row["tokens"])))
+        assert row["val_loss_nats"] == pytest.approx(truth, rel=2e-3)
+        assert row["val_loss_nats_low"] < row["val_loss_nats"] < row["val_loss_nats_high"]
+
+
+def compared(reference: Records) -> Estimates:
+    return estimate(records(LAB), reference=reference)
+
+
+def test_agreement_of_a_sweep_with_itself_is_complete() -> None:
+    table = compared(records(LAB)).agreement
+    assert table["agrees"].all()
+    assert {"tokens_to_target", "critical_batch_tokens", "token_ratio", "slope"} == set(table["quantity"])
+
+
+def test_agreement_holds_for_another_draw_and_fails_for_another_truth() -> None:
+    again = compared(records(replace(LAB, draw=7))).agreement
+    assert again["agrees"].mean() > 0.75
+    slower = [replace(run, log_tokens=run.log_tokens + 0.7) for run in plan(LAB)]
+    lab = replace(LAB, budget_over_target=4)
+    other = estimate(records(lab), reference=records(lab, slower)).agreement
+    assert not other.filter(pl.col("quantity") == "tokens_to_target")["agrees"].any()
+
+
+def test_agreement_is_not_claimed_over_another_corpus() -> None:
+    made = records(LAB)
+    other = replace(made, runs=made.runs.with_columns(corpus_fingerprint=pl.lit("f2")))
+    table = compared(other).agreement
+    assert table.height > 0
+    assert table["agrees"].null_count() == table.height
+    assert set(table["reason"]) == {"the corpus differs: f1 here, f2 in the reference"}
+
+
+def test_analysis_loads_no_torch_and_no_plotting() -> None:
+    code = "import sys, analysis.estimate; print({'torch', 'lightning', 'seaborn', 'matplotlib'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

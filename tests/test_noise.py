@@ -1,0 +1,64 @@
+"""The pooled noise: its variance, what runs of one seed share, and its degrees of freedom."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from analysis.noise import Noise, pooled, t_quantile
+
+
+def runs(values: dict[tuple[str, str, str], float]) -> pl.DataFrame:
+    rows = [(f"{cell} {rate}", cell, seed, value) for (cell, rate, seed), value in values.items()]
+    return pl.DataFrame(rows, schema=["group", "cell", "seed", "value"], orient="row")
+
+
+def drawn(rng: np.random.Generator, everywhere: float, cell: float, own: float) -> pl.DataFrame:
+    """Draw 4 cells x 3 rates x 8 seeds with three components of the error, given as standard deviations."""
+    seeds, in_cell = rng.normal(size=8) * everywhere, rng.normal(size=(4, 8)) * cell
+    return runs(
+        {
+            (f"c{c}", f"r{r}", f"s{s}"): seeds[s] + in_cell[c, s] + rng.normal() * own + 10 * c + r
+            for c in range(4)
+            for r in range(3)
+            for s in range(8)
+        }
+    )
+
+
+def test_pooled_recovers_planted_components() -> None:
+    rng = np.random.default_rng(0)
+    found = [noise for _ in range(60) if (noise := pooled(drawn(rng, 0.3, 0.2, 0.1))) is not None]
+    assert np.mean([noise.variance for noise in found]) == pytest.approx(0.14, rel=0.1)
+    assert np.mean([noise.same_cell for noise in found]) == pytest.approx(0.13, rel=0.1)
+    assert np.mean([noise.other_cell for noise in found]) == pytest.approx(0.09, rel=0.15)
+
+
+def test_pooled_counts_all_degrees_of_freedom_only_of_independent_groups() -> None:
+    rng = np.random.default_rng(1)
+    alone, together = pooled(drawn(rng, 0.0, 0.0, 0.1)), pooled(drawn(rng, 0.3, 0.0, 0.01))
+    assert alone is not None
+    assert together is not None
+    assert alone.dof == pytest.approx(84, rel=0.15)  # 12 groups x 7
+    assert together.dof == pytest.approx(7, rel=0.05)  # one group's worth
+    assert together.contrast_dof > 30
+
+
+@pytest.mark.parametrize("values", [{}, {("c", "r", "a"): 1.0}, {("c", "r", s): float(s == "a") for s in "abc"}])
+def test_pooled_needs_three_degrees_of_freedom(values: dict[tuple[str, str, str], float]) -> None:
+    frame = runs(values).cast({"value": pl.Float64, "cell": pl.String, "group": pl.String, "seed": pl.String})
+    assert pooled(frame) is None
+
+
+def test_pooled_refuses_runs_that_do_not_vary() -> None:
+    assert pooled(runs({("c", "r", s): 1.0 for s in "abcdef"})) is None
+
+
+def test_errors_of_means_shrink_with_seeds_and_share_what_seeds_share() -> None:
+    noise = Noise(variance=1.0, same_cell=0.6, other_cell=0.5, dof=9.0, contrast_dof=9.0)
+    covariance = noise.of_means([["0", "1"], ["0", "1"], ["2"]]).covariance
+    assert covariance == pytest.approx(np.array([[0.5, 0.25, 0.0], [0.25, 0.5, 0.0], [0.0, 0.0, 1.0]]))
+
+
+def test_t_quantile_matches_the_table() -> None:
+    assert t_quantile(0.9, 3) == pytest.approx(2.353363, abs=1e-6)
+    assert t_quantile(0.95, 10) == pytest.approx(2.228139, abs=1e-6)

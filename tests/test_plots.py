@@ -1,0 +1,230 @@
+from dataclasses import replace
+
+import matplotlib as mpl
+import polars as pl
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
+
+from analysis import captions, figure_style, plots
+from analysis.estimate import Estimates, estimate
+from tests.synthetic import Laboratory, Planted, plan, records
+
+LAB = Laboratory()
+FIVE = {
+    name: Planted(t_min, 2_000.0)
+    for name, t_min in zip(("adamw", "muon", "soap", "scion", "lion"), (18e4, 12e4, 13e4, 12.5e4, 2e5), strict=True)
+}
+
+
+@pytest.fixture(scope="module")
+def pair() -> Estimates:
+    return estimate(records(LAB))
+
+
+@pytest.fixture(scope="module")
+def short() -> Estimates:
+    """AdamW's runs at the largest batch stop before the hardest target."""
+    runs = [
+        replace(run, budget=run.budget // 3 // 16384 * 16384) if (run.optimizer, run.batch) == ("adamw", 16384) else run
+        for run in plan(LAB)
+    ]
+    return estimate(records(LAB, runs))
+
+
+@pytest.fixture(scope="module")
+def unreached() -> Estimates:
+    return estimate(records(replace(LAB, targets=(1.2, 1.1))))
+
+
+@pytest.fixture(scope="module")
+def crowd() -> Estimates:
+    return estimate(
+        records(replace(LAB, optimizers=FIVE, batches=(256, 512, 1024, 2048, 4096, 16384), targets=(2.1, 2.0)))
+    )
+
+
+def texts(figure):
+    return " ".join(text.get_text() for ax in figure.axes for text in ax.texts) + " ".join(
+        text.get_text() for text in figure.texts
+    )
+
+
+def rendered(figure):
+    canvas = FigureCanvasAgg(figure)
+    with figure_style.theme():
+        canvas.draw()
+    return canvas.get_renderer()
+
+
+def marks(ax, marker):
+    return [line for line in ax.lines if line.get_marker() == marker]
+
+
+def test_every_figure_has_a_caption_and_its_tables_exist():
+    assert plots.FIGURES.keys() == captions.FIGURES.keys()
+    assert {table for caption in captions.FIGURES.values() for table in caption.tables} <= captions.TABLES.keys()
+
+
+@pytest.mark.parametrize("name", plots.FIGURES)
+@pytest.mark.parametrize("sweep", ["pair", "crowd"])
+def test_figure_is_labelled_and_its_legend_and_tick_labels_overlap_nothing(name, sweep, request):
+    figure = plots.FIGURES[name](request.getfixturevalue(sweep))
+    renderer = rendered(figure)
+    legends = [legend.get_window_extent(renderer) for legend in figure.legends]
+    for ax in figure.axes:
+        assert not any(legend.overlaps(ax.get_tightbbox(renderer)) for legend in legends)
+        assert ax.get_ylabel()
+        assert ax.get_xlabel() or any(
+            ax.get_shared_x_axes().joined(ax, other) for other in figure.axes if other is not ax
+        )
+        for labels in (ax.get_xticklabels(), ax.get_yticklabels()):
+            boxes = [label.get_window_extent(renderer) for label in labels if label.get_text() and label.get_visible()]
+            near = [box for box in boxes if ax.get_tightbbox(renderer).overlaps(box)]
+            assert not any(a.overlaps(b) for place, a in enumerate(near) for b in near[:place])
+
+
+def test_batch_axis_has_a_binary_label_at_each_batch(pair):
+    ax = plots.tokens_to_target(pair).axes[0]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["256", "1K", "4K", "16K"]
+    assert ax.get_xscale() == "log"
+    assert ax.get_xlabel() == "Global batch size (tokens)"
+
+
+def test_crowded_batches_keep_their_ticks_and_lose_labels():
+    batches = (1024, 1088, 1152, 4096, 16384)
+    _, (ax,) = figure_style.panels(1)
+    figure_style.batch_axis(ax, batches)
+    assert list(ax.get_xticks()) == list(batches)
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["1K", "", "", "4K", "16K"]
+
+
+def test_tokens_figure_draws_the_tables_numbers(pair):
+    ax = plots.tokens_to_target(pair).axes[-1]
+    hardest = pair.cells.filter(pl.col("target_loss_nats") == 2.0)
+    for optimizer, marker in (("adamw", "o"), ("muon", "s")):
+        drawn = [line.get_ydata()[0] for line in marks(ax, marker)]
+        assert drawn == pytest.approx(hardest.filter(pl.col("optimizer") == optimizer)["tokens_to_target"].to_list())
+    fits = pair.fit_curves.filter(pl.col("target_loss_nats") == 2.0, pl.col("optimizer") == "muon")
+    assert any(list(line.get_ydata()) == fits["tokens_to_target"].to_list() for line in ax.lines)
+
+
+def test_critical_batch_stands_at_twice_the_least_tokens(pair):
+    ax = plots.tokens_to_target(pair).axes[-1]
+    critical = pair.critical_batches.filter(pl.col("target_loss_nats") == 2.0, pl.col("definition") == "emin_over_smin")
+    stars = sorted((star.get_xdata()[0], star.get_ydata()[0]) for star in marks(ax, "*"))
+    expected = sorted(zip(critical["critical_batch_tokens"], 2 * critical["t_min_tokens"], strict=True))
+    assert stars == [pytest.approx(point) for point in expected]
+
+
+def test_a_caveat_is_drawn_hollow(pair):
+    caveats = pair.cells.filter(pl.col("verdict") == "warmup_confounded", pl.col("target_loss_nats") == 2.2)
+    hollow = [
+        line
+        for line in marks(plots.tokens_to_target(pair).axes[0], "s")
+        if to_hex(line.get_markerfacecolor()) == "#ffffff"
+    ]
+    assert len(hollow) == caveats.height > 0
+
+
+def test_a_cell_that_fell_short_is_a_triangle_at_the_top_edge(short):
+    ax = plots.tokens_to_target(short).axes[-1]
+    places = [x for line in marks(ax, "^") for x in line.get_xdata()]
+    assert places == [pytest.approx(16384, rel=0.05)]
+    assert "censored" in texts(ax.figure)
+
+
+def test_learning_rate_at_which_runs_fell_short_is_a_triangle(short):
+    upper = plots.learning_rates(short).axes[0]
+    fell_short = short.rates.filter(
+        pl.col("target_loss_nats") == 2.0, pl.col("optimizer") == "adamw", pl.col("tokens_to_target").is_null()
+    )
+    at_top = [
+        x for line in marks(upper, "^") if len(line.get_ydata()) and line.get_ydata()[0] < 1 for x in line.get_xdata()
+    ]
+    assert sorted(at_top) == sorted(fell_short["peak_lr"]) != []
+
+
+@pytest.mark.parametrize("name", plots.FIGURES)
+def test_a_sweep_without_estimates_is_answered_in_words(name, unreached):
+    figure = plots.FIGURES[name](unreached)
+    if name not in ("loss_curves", "equal_budget"):
+        assert "reach" in texts(figure)
+    assert figure_style.png_bytes(figure)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"batches": (1024,)}, {"optimizers": {"muon": Planted()}}, {"rates": (1.0,), "targets": (2.0,)}]
+)
+def test_every_figure_draws_a_meagre_sweep(changes):
+    meagre = estimate(records(replace(LAB, **changes)))
+    for draw in plots.FIGURES.values():
+        assert rendered(draw(meagre))
+
+
+def test_ratios_are_drawn_with_a_line_at_equal_tokens(pair):
+    ax = plots.token_ratios(pair).axes[0]
+    assert any(set(line.get_ydata()) == {1.0} for line in ax.lines)
+    drawn = {round(float(y), 6) for line in ax.lines if line.get_marker() != "None" for y in line.get_ydata()}
+    assert drawn == {round(ratio, 6) for ratio in pair.token_ratios["token_ratio"]}
+
+
+@pytest.mark.parametrize(
+    ("draw", "cost", "flag"),
+    [
+        (plots.frontier_device_seconds, "device_seconds", "on_frontier"),
+        (plots.frontier_flops, "train_flops", "on_flops_frontier"),
+    ],
+)
+def test_frontier_line_joins_the_projected_points_of_its_own_cost(draw, cost, flag, pair):
+    ax = draw(pair).axes[-1]
+    edge = pair.frontier.filter(
+        pl.col("optimizer") == "adamw", pl.col("kind") == "projected", pl.col("target_loss_nats") == 2.0, flag
+    ).sort("train_seconds")
+    lines = [list(line.get_ydata()) for line in ax.lines if line.get_linestyle() == "-"]
+    assert edge[cost].to_list() in lines
+
+
+def test_headline_says_projected(pair):
+    assert "Projected" in plots.headline(pair).axes[1].get_title(loc="left")
+
+
+def test_headline_target_is_the_hardest_that_all_optimizers_reached_twice(pair, short, unreached):
+    assert plots.headline_target(pair) == 2.0
+    assert plots.headline_target(unreached) is None
+    missing = short.cells.with_columns(
+        pl.when(
+            (pl.col("target_loss_nats") < 2.15)
+            & (pl.col("optimizer") == "adamw")
+            & (pl.col("global_batch_tokens") > 256)
+        )
+        .then(None)
+        .otherwise("tokens_to_target")
+        .alias("tokens_to_target")
+    )
+    assert plots.headline_target(replace(short, cells=missing)) == 2.2
+
+
+def test_optimizer_keeps_its_colour_and_marker_without_the_others():
+    both, alone = figure_style.OptimizerStyle(["adamw", "muon"]), figure_style.OptimizerStyle(["muon"])
+    assert (both.colour("muon"), both.marker("muon")) == (alone.colour("muon"), alone.marker("muon"))
+    crowd = figure_style.OptimizerStyle(list(FIVE))
+    assert len({to_hex(crowd.colour(name)) for name in FIVE}) == len({crowd.marker(name) for name in FIVE}) == 5
+
+
+@pytest.mark.parametrize("save", [figure_style.svg_bytes, figure_style.png_bytes])
+def test_equal_estimates_give_equal_bytes(save, pair):
+    assert save(plots.headline(pair)) == save(plots.headline(pair))
+
+
+def test_drawing_leaves_no_global_settings_behind(pair):
+    before = dict(mpl.rcParams)
+    figure_style.svg_bytes(plots.loss_curves(pair))
+    assert dict(mpl.rcParams) == before
+
+
+def test_loss_curves_show_the_chosen_rate_only(pair):
+    ax = plots.loss_curves(pair).axes[0]
+    chosen = pair.cells.filter(pl.col("optimizer") == "adamw", pl.col("target_loss_nats") == 2.0)
+    lines = [line for line in ax.lines if len(line.get_xdata()) > 2]
+    assert len(lines) == chosen["num_seeds"].sum() + 2 * chosen.height

@@ -1,0 +1,235 @@
+import re
+import subprocess
+import sys
+from dataclasses import replace
+
+import polars as pl
+import pytest
+
+from analysis import plots
+from analysis.answer import answers
+from analysis.estimate import estimate
+from analysis.report import inline_svg, models, write_report
+from analysis.schemas import TABLES
+from tests.synthetic import Laboratory, plan, records
+
+LAB = Laboratory(targets=(2.1, 2.0))
+
+
+@pytest.fixture(scope="module")
+def estimates():
+    return estimate(records(LAB), reference=records(replace(LAB, draw=1)))
+
+
+@pytest.fixture(scope="module")
+def folder(estimates, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    write_report(estimates, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(folder):
+    return (folder / "report.html").read_text()
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    monkeypatch.setattr(plots, "FIGURES", {})
+
+
+def with_columns(frame, **values):
+    return frame.with_columns(**{name: pl.lit(value, dtype=frame.schema[name]) for name, value in values.items()})
+
+
+def sentences(estimates):
+    return " ".join(sentence for answer in answers(estimates) for sentence in answer.sentences)
+
+
+def test_report_writes_a_page_all_figures_and_all_tables(folder):
+    assert {path.stem for path in (folder / "figures").glob("*.svg")} == set(plots.FIGURES)
+    assert {path.stem for path in (folder / "figures").glob("*.png")} == set(plots.FIGURES)
+    assert {path.stem for path in (folder / "tables").glob("*.csv")} == {*TABLES, "runs", "evaluations"}
+    assert not list(folder.rglob(".*"))
+
+
+def test_report_is_byte_identical_for_equal_estimates(estimates, folder, tmp_path):
+    write_report(estimates, tmp_path)
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        assert path.read_bytes() == (tmp_path / path.relative_to(folder)).read_bytes(), path
+
+
+def test_page_loads_nothing_from_elsewhere(page):
+    assert not re.findall(r'(?:src|href)="(?!#|figures/|tables/)[^"]*"', page)
+    assert "<script" not in page
+    assert "@import" not in page
+    assert "url(http" not in page
+
+
+def test_page_has_no_id_twice_and_every_reference_has_its_id(page):
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids)) > 100
+    assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', page)) <= set(ids)
+
+
+def test_page_links_only_to_files_that_are_there(page, folder):
+    links = re.findall(r'href="((?:figures|tables)/[^"]+)"', page)
+    assert links
+    assert all((folder / link).exists() for link in links)
+
+
+def test_tables_hold_every_digit(estimates, folder):
+    cells = pl.read_csv(folder / "tables" / "cells.csv", schema=estimates.cells.schema)
+    assert cells.select(pl.exclude("reason")).equals(estimates.cells.select(pl.exclude("reason")))
+
+
+def test_page_shows_the_estimates_it_was_given(page):
+    assert "To a validation loss of 2.0 nats per token" in page
+    assert "needs fewer tokens than AdamW" in page
+    assert "numbers agree with the reference" in page
+
+
+def test_inline_svg_prefixes_ids_and_references_alike():
+    content = '<g id="a" clip-path="url(#c)"/><use xlink:href="#a"/>'
+    svg = f'<?xml version="1.0"?><svg width="10pt" height="5pt" viewBox="0 0 10 5">{content}</svg>'.encode()
+    text = inline_svg(svg, "f", "A <figure>")
+    assert 'id="f-a"' in text
+    assert "url(#f-c)" in text
+    assert 'href="#f-a"' in text
+    assert text.startswith("<svg")
+    assert "A &lt;figure&gt;" in text
+    assert 'height="5pt"' not in text
+
+
+def test_a_failing_figure_leaves_the_old_page_whole(estimates, tmp_path, monkeypatch):
+    (tmp_path / "report.html").write_text("the old page")
+
+    def fails(_):
+        raise RuntimeError
+
+    monkeypatch.setattr(plots, "FIGURES", {"headline": fails})
+    with pytest.raises(RuntimeError):
+        write_report(estimates, tmp_path)
+    assert (tmp_path / "report.html").read_text() == "the old page"
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_page_escapes_what_a_user_wrote(estimates, tmp_path):
+    manifest = estimates.records.manifest.model_copy(update={"description": "<script>alert(1)</script>"})
+    named = replace(estimates, records=replace(estimates.records, manifest=manifest))
+    assert "<script" not in write_report(named, tmp_path).read_text()
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_page_names_runs_that_diverged_or_never_started(tmp_path):
+    runs = plan(LAB)
+    present = [replace(runs[0], status="diverged"), *runs[2:]]
+    whole = records(LAB, runs)
+    partial = replace(records(LAB, present), manifest=whole.manifest)
+    page = write_report(estimate(partial), tmp_path).read_text()
+    listed = page[page.index('id="problems"') : page.index('id="agreement"')]
+    assert runs[0].run_id in listed
+    assert runs[1].run_id in listed
+    assert runs[2].run_id not in listed
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_page_without_a_reference_says_so(tmp_path):
+    assert "no reference" in write_report(estimate(records(LAB)), tmp_path).read_text()
+
+
+def test_models_are_drawn_apart(estimates, tmp_path, monkeypatch):
+    larger = with_columns(estimates.records.runs, model="larger").with_columns(run_id=pl.format("larger-{}", "run_id"))
+    evaluations = estimates.records.evaluations.with_columns(run_id=pl.format("larger-{}", "run_id"))
+    both = replace(
+        estimates.records,
+        runs=pl.concat([estimates.records.runs, larger]),
+        evaluations=pl.concat([estimates.records.evaluations, evaluations]),
+    )
+    split = models(estimate(both))
+    assert list(split) == ["lab", "larger"]
+    assert all(part.cells["model"].unique().to_list() == [name] for name, part in split.items())
+    assert split["lab"].records.evaluations.height == estimates.records.evaluations.height
+    monkeypatch.setattr(plots, "FIGURES", {"equal_budget": plots.equal_budget})
+    write_report(estimate(both), tmp_path)
+    assert {path.name for path in (tmp_path / "figures").glob("*.svg")} == {
+        "equal_budget-lab.svg",
+        "equal_budget-larger.svg",
+    }
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict", "claim"),
+    [
+        (1.2, 2.0, "ok", "needs fewer tokens"),
+        (0.4, 0.8, "ok", "needs more tokens"),
+        (0.9, 2.0, "ok", "no difference between"),
+        (None, None, "few_points", "not ranked"),
+        (1.2, 2.0, "warmup_confounded", "not ranked"),
+    ],
+)
+def test_answer_claims_a_difference_in_tokens_only_where_interval_and_verdict_carry_it(
+    low, high, verdict, claim, estimates
+):
+    changed = with_columns(
+        estimates.token_ratios, token_ratio=1.5, token_ratio_low=low, token_ratio_high=high, verdict=verdict
+    )
+    said = sentences(replace(estimates, token_ratios=changed))
+    claims = {"needs fewer tokens", "needs more tokens", "no difference between", "not ranked"}
+    assert {other for other in claims if other in said} == {claim}
+
+
+@pytest.mark.parametrize(
+    ("muon", "verdict", "claim"),
+    [
+        ((5_000.0, 9_000.0), "ok", "is larger than AdamW's"),
+        ((100.0, 200.0), "ok", "is smaller than AdamW's"),
+        ((1_500.0, 9_000.0), "ok", "No difference between Muon's critical batch"),
+        ((5_000.0, None), "ok", "is not compared"),
+        ((5_000.0, 9_000.0), "not_identified", "is not compared"),
+    ],
+)
+def test_answer_compares_critical_batches_only_where_both_are_sound(muon, verdict, claim, estimates):
+    own = pl.col("optimizer") == "muon"
+    low, high = (
+        pl.when(own).then(pl.lit(end, dtype=pl.Float64)).otherwise(base)
+        for end, base in zip(muon, (1_800.0, 2_500.0), strict=True)
+    )
+    changed = estimates.critical_batches.with_columns(
+        critical_batch_tokens_low=low,
+        critical_batch_tokens_high=high,
+        verdict=pl.when(own).then(pl.lit(verdict)).otherwise(pl.lit("ok")),
+    )
+    said = sentences(replace(estimates, critical_batches=changed))
+    claims = {
+        "is larger than AdamW's",
+        "is smaller than AdamW's",
+        "No difference between Muon's critical batch",
+        "is not compared",
+    }
+    assert {other for other in claims if other in said} == {claim}
+
+
+@pytest.mark.parametrize(
+    ("verdict", "claim"),
+    [("rising", "rises"), ("falling", "falls"), ("unresolved", "no trend with the batch is decided")],
+)
+def test_answer_states_a_trend_by_its_verdict(verdict, claim, estimates):
+    said = sentences(replace(estimates, ratio_trends=with_columns(estimates.ratio_trends, verdict=verdict, reason="")))
+    assert claim in said
+    assert (" rises with" in said, " falls with" in said) == (claim == "rises", claim == "falls")
+
+
+@pytest.mark.parametrize(("factor", "claim"), [(0.5, "every point of AdamW is"), (2.0, "every point of Muon is")])
+def test_answer_names_the_frontier_that_covers_the_other(factor, claim, estimates):
+    ours = estimates.frontier.filter(pl.col("optimizer") == "adamw")
+    theirs = ours.with_columns(pl.col("train_seconds", "device_seconds") * factor, optimizer=pl.lit("muon"))
+    said = sentences(replace(estimates, frontier=pl.concat([ours, theirs])))
+    assert claim in said
+    assert "Projected frontiers, without intervals" in said
+
+
+def test_importing_the_report_loads_no_plotting_library_and_no_torch():
+    code = "import sys, analysis.report; print({'seaborn', 'matplotlib', 'jinja2', 'torch'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

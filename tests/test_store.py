@@ -1,0 +1,158 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.record import RunFolder, SweepManifest, read_json, write_json
+from sweeps.grid import expand, on_fresh_seeds
+from sweeps.spec import SweepSpec
+from sweeps.store import (
+    State,
+    SweepFolder,
+    add_confirmations,
+    claim,
+    failure_reason,
+    is_missing,
+    read_machine,
+    read_run,
+    record_failure,
+    records,
+    state,
+    write_sweep,
+)
+from tests.fake_training import finish
+from tests.sweep_examples import changed, prepared, started
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> SweepFolder:
+    return started(tmp_path / "small")
+
+
+def first(folder: SweepFolder) -> RunFolder:
+    return folder.run(folder.read_manifest().runs[0].run_id)
+
+
+def test_write_sweep_writes_all_that_a_worker_and_the_analysis_need(folder: SweepFolder) -> None:
+    spec = SweepSpec.parse(changed(), source="small")
+    runs = expand(spec, prepared)
+    assert folder.read_spec() == spec
+    assert [read_run(folder.run(run.run_id)) for run in runs] == runs
+    assert [run.run_id for run in runs] == [run.run_id for run in folder.read_manifest().runs]
+    assert read_machine(first(folder)) == spec.machine
+    manifest = SweepManifest.model_validate(read_json(folder.manifest))
+    assert (manifest.baseline, manifest.targets_nats) == ("adamw", (2.5,))
+
+
+def test_write_sweep_leaves_no_temporary_file(folder: SweepFolder) -> None:
+    names = {path.name for path in folder.path.rglob("*") if path.is_file()}
+    assert names == {".lock", "sweep.yaml", "sweep.json", "config.json", "machine.json"}
+
+
+def test_changed_sweep_lists_current_runs_and_keeps_old_folders(folder: SweepFolder) -> None:
+    before = {run.run_id for run in folder.read_manifest().runs}
+    finish(read_run(first(folder)), first(folder))
+    kept = first(folder)
+    smaller = SweepSpec.parse(changed(grid={"global_batch_tokens": [256, 4096]}), source="small")
+    write_sweep(smaller, expand(smaller, prepared), folder)
+    now = {run.run_id for run in folder.read_manifest().runs}
+    assert len(now & before) == 2
+    assert state(kept) == State.FINISHED
+    assert all(folder.run(run_id).config.exists() for run_id in before | now)
+
+
+def test_write_sweep_keeps_confirmations_of_the_same_grid_only(folder: SweepFolder) -> None:
+    spec = SweepSpec.parse(changed(), source="small")
+    runs = expand(spec, prepared)
+    add_confirmations(spec, on_fresh_seeds(runs[:1], [7]), folder)
+    assert [run.stage for run in folder.read_manifest().runs] == ["grid"] * 4 + ["confirm"]
+    write_sweep(spec, runs, folder)
+    assert [run.stage for run in folder.read_manifest().runs] == ["grid"] * 4 + ["confirm"]
+    write_sweep(spec, runs[1:], folder)
+    assert [run.stage for run in folder.read_manifest().runs] == ["grid"] * 3
+
+
+def test_results_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ValueError, match="cannot be written") as caught:
+        started(tmp_path / "file" / "small")
+    assert str(caught.value) == (
+        f"the results folder {tmp_path}/file/small cannot be written (Not a directory); choose another with --results"
+    )
+
+
+def test_state_follows_the_files_of_a_run(folder: SweepFolder) -> None:
+    run = first(folder)
+    assert state(run) == State.PLANNED
+    with claim(run):
+        assert state(run) == State.RUNNING
+    assert state(run) == State.PLANNED
+    run.evaluations.touch()
+    assert state(run) == State.INTERRUPTED
+    record_failure(run, "out of luck")
+    assert state(run) == State.FAILED
+    with claim(run):
+        assert state(run) == State.RUNNING
+    finish(read_run(run), run)
+    assert state(run) == State.FINISHED
+    write_json(run.run, read_json(run.run) | {"status": "diverged"})
+    assert state(run) == State.DIVERGED
+
+
+def test_running_record_without_a_claim_is_interrupted(folder: SweepFolder) -> None:
+    write_json(first(folder).run, {"status": "running"})
+    assert state(first(folder)) == State.INTERRUPTED
+    assert is_missing(first(folder))
+
+
+def test_corrupt_record_is_a_failure_that_names_the_file(folder: SweepFolder) -> None:
+    run = first(folder)
+    run.run.write_text('{"status": "fini')
+    assert state(run) == State.FAILED
+    assert is_missing(run)
+    assert f"{run.run}: not a whole JSON file" in str(failure_reason(run))
+    assert records(folder) == []
+
+
+def test_failure_keeps_the_reason_and_the_end_of_the_log(folder: SweepFolder) -> None:
+    run = first(folder)
+    run.log.write_text("\n".join(f"line {number}" for number in range(100)))
+    record_failure(run, "out of luck")
+    content = read_json(run.failure)
+    assert failure_reason(run) == "out of luck"
+    assert content["last_lines"][-1] == "line 99"
+    assert len(content["last_lines"]) == 20
+
+
+def test_claim_excludes_a_second_one(folder: SweepFolder) -> None:
+    with claim(first(folder)) as held, claim(first(folder)) as refused:
+        assert held is not None
+        assert refused is None
+    with claim(first(folder)) as again:
+        assert again is not None
+
+
+def test_claim_of_a_killed_process_is_free_again(folder: SweepFolder) -> None:
+    run = first(folder)
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "from harness.record import RunFolder; from sweeps.store import claim\n"
+        "with claim(RunFolder(Path(sys.argv[1]))) as held: print(held is not None, flush=True); time.sleep(60)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "True\n"
+    with claim(run) as refused:
+        assert refused is None
+    assert state(run) == State.RUNNING
+    child.kill()
+    child.communicate()
+    with claim(run) as held:
+        assert held is not None
+
+
+def test_manifest_of_an_empty_folder_says_that_nothing_was_started(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no sweep\.json there; no sweep has been started"):
+        SweepFolder(tmp_path).read_manifest()
+    assert records(SweepFolder(tmp_path)) == []
