@@ -150,9 +150,9 @@ def _judge(fit: Fit, batches: Array, verdict: str) -> tuple[str, list[str]]:
         verdict = verdict if verdict == "non_monotone" else "not_identified"
         ends = [side for side, end in (("below", estimate.low), ("above", estimate.high)) if end is None]
         reasons.append(f"the knee is not bracketed: it may lie {' or '.join(ends)} the batches tried")
-    elif estimate.high < batches[0] or estimate.low > batches[-1]:
+    elif estimate.value is not None and not batches[0] <= estimate.value <= batches[-1]:
         verdict = verdict if verdict == "non_monotone" else "not_identified"
-        side = "below" if estimate.high < batches[0] else "above"
+        side = "below" if estimate.value < batches[0] else "above"
         reasons.append(f"extrapolated: the knee lies {side} all batches tried")
     if fit.birge_factor > 1:
         misfit = f"the curve misfits beyond the seed noise (p = {fit.lack_of_fit_p:.2g})"

@@ -7,6 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from analysis.schemas import EVALUATIONS, RUNS, polars_schema
+from analysis.variants import first_variant, split_by_variants
 from harness.record import RUN_COLUMNS, RunFolder, SweepManifest, read_json, read_rows
 
 pl.Config.set_engine_affinity("in-memory")  # the streaming engine keeps no row order and sums in any order
@@ -47,7 +48,7 @@ def save(records: Records, folder: Path) -> None:
 
 
 def from_frames(manifest: SweepManifest, runs: pl.DataFrame, evaluations: pl.DataFrame) -> Records:
-    """Keep the manifest's runs that have evaluations, with their stage; sort both frames."""
+    """Keep the manifest's runs that have evaluations, with their stage, split by variants; sort both frames."""
     stages = pl.DataFrame(
         [(run.run_id, run.stage) for run in manifest.runs],
         schema={"run_id": pl.String, "stage": pl.String},
@@ -60,8 +61,10 @@ def from_frames(manifest: SweepManifest, runs: pl.DataFrame, evaluations: pl.Dat
         .join(stages, on="run_id", how="inner")
         .join(evaluations, on="run_id", how="semi")
     )
+    runs = split_by_variants(runs.select(*RUNS).sort("run_id"))
     evaluations = evaluations.select(*EVALUATIONS).join(runs, on="run_id", how="semi")
-    return Records(manifest, runs.select(*RUNS).sort("run_id"), evaluations.sort("run_id", "step"))
+    manifest = manifest.model_copy(update={"baseline": first_variant(manifest.baseline, runs)})
+    return Records(manifest, runs, evaluations.sort("run_id", "step"))
 
 
 def _read_manifest(path: Path) -> SweepManifest:

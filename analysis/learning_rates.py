@@ -69,7 +69,7 @@ def summarize_rates(runs: pl.DataFrame) -> pl.DataFrame:
     """Return per batch and rate: num_runs, num_reached, log_tokens (mean of log T; null unless every run reached)."""
     reached = pl.col("status") == "reached"
     return (
-        runs.group_by("global_batch_tokens", "peak_lr")
+        runs.group_by("global_batch_tokens", "peak_lr", maintain_order=True)
         .agg(
             num_runs=pl.len(),
             num_reached=reached.sum().cast(pl.Int64),
@@ -196,5 +196,5 @@ def _rate_by_loss(records: Records, cell: pl.DataFrame) -> float | None:
     curve = curves(records).join(alive.select("run_id"), on="run_id", how="semi")
     shared = curve.filter(pl.col("run_id").n_unique().over("tokens_seen") == alive.height)
     last = shared.filter(pl.col("tokens_seen") == pl.col("tokens_seen").max())
-    means = last.group_by("peak_lr").agg(pl.col("loss_nats").mean()).sort("loss_nats", "peak_lr")
+    means = last.group_by("peak_lr", maintain_order=True).agg(pl.col("loss_nats").mean()).sort("loss_nats", "peak_lr")
     return float(means["peak_lr"][0]) if means.height else None

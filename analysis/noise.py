@@ -97,5 +97,7 @@ def t_quantile(level: float, dof: float) -> float:
 def _half_squared_differences(runs: pl.DataFrame, same: list[str]) -> tuple[float, int]:
     """Return the sum of (z_i - z_j)² / 2 over the ordered pairs of rows that agree in `same`, and their number."""
     size, square = pl.len(), (pl.col("scaled") ** 2).sum()
-    sums = runs.group_by(same).agg(sum=size * square - pl.col("scaled").sum() ** 2, pairs=size * (size - 1))
+    sums = runs.group_by(same, maintain_order=True).agg(
+        sum=size * square - pl.col("scaled").sum() ** 2, pairs=size * (size - 1)
+    )
     return float(sums["sum"].sum()), int(sums["pairs"].sum())

@@ -80,13 +80,17 @@ def _draw(estimates: Estimates, folder: Path) -> Iterator[DrawnFigure]:
     parts = models(estimates)
     for model, part in parts.items():
         for figure_name, draw in plots.FIGURES.items():
-            name = figure_name if len(parts) == 1 else f"{figure_name}-{model}"
+            name = figure_name if len(parts) == 1 else f"{figure_name}-{_file_name(model)}"
             caption = captions.FIGURES[figure_name]
             figure = draw(part)
             svg = figure_style.svg_bytes(figure)
             write_atomically(folder / f"{name}.svg", svg)
             write_atomically(folder / f"{name}.png", figure_style.png_bytes(figure))
             yield DrawnFigure(name, model, caption, inline_svg(svg, name.replace(".", "_"), caption.title))
+
+
+def _file_name(model: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", model)
 
 
 def _render(estimates: Estimates, figures: list[DrawnFigure], reference: Path | None) -> str:

@@ -13,6 +13,7 @@ from harness.record import EVALUATION_COLUMNS, RUN_COLUMNS, Column
 
 Columns = Mapping[str, Column]
 
+_TYPE_NAMES = {str: "text", int: "integer", float: "number", bool: "true/false"}
 _POLARS = {str: pl.String, int: pl.Int64, float: pl.Float64, bool: pl.Boolean}
 
 
@@ -211,3 +212,17 @@ TABLES: dict[str, Columns] = {
     "equal_budget": EQUAL_BUDGET,
     "agreement": AGREEMENT,
 }
+
+
+def data_dictionary() -> str:
+    """Return every table with its columns, types, units and meanings, in Markdown: the body of results/README.md."""
+    tables = {"runs": RUNS, "evaluations": EVALUATIONS} | TABLES
+    return "\n\n".join(f"### {name}\n\n{_markdown(columns)}" for name, columns in tables.items())
+
+
+def _markdown(columns: Columns) -> str:
+    head = "| column | type | unit | meaning |\n| --- | --- | --- | --- |\n"
+    return head + "\n".join(
+        f"| `{name}` | {_TYPE_NAMES[column.type]} | {column.unit} | {column.meaning} |"
+        for name, column in columns.items()
+    )

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from harness.config import MachineConfig, RunConfig
+from harness.config import MachineConfig
 from sweeps.display import Tick, shown
 from sweeps.grid import on_fresh_seeds
 from sweeps.plan import work_of
@@ -47,8 +47,8 @@ def choose_confirmations(spec: SweepSpec, folder: SweepFolder) -> None:
     """Add the best rates of every cell, on fresh seeds, to the sweep."""
     assert spec.confirm is not None
     grid = [read_run(folder.run(run.run_id)) for run in folder.read_manifest().runs if run.stage == "grid"]
-    best = _best_rates(folder.path, spec.confirm.top)
-    picked = [run for run in grid if (*_cell(run), run.optimizer.peak_lr) in best]
+    best = _runs_at_best_rates(folder.path, spec.confirm.top)
+    picked = [run for run in grid if run.run_id in best]
     add_confirmations(spec, on_fresh_seeds(picked, spec.confirm.seeds), folder)
 
 
@@ -90,20 +90,16 @@ def work(folder: str, slot: int, train: str) -> None:
     run_folder(SweepFolder(Path(folder)), slots=1, first_slot=slot, train=train)
 
 
-def _cell(run: RunConfig) -> tuple[str, str, str, int]:
-    return run.model_name, run.optimizer.name, run.protocol, run.global_batch_tokens
-
-
-def _best_rates(folder: Path, top: int) -> set[tuple[Any, ...]]:
-    """Return (model, optimizer, protocol, batch, rate) for the best rates of each cell: choose, put aside, again."""
+def _runs_at_best_rates(folder: Path, top: int) -> set[str]:
+    """Return the ids of the runs at the best rates of each cell: choose, put aside, choose again."""
     from analysis.curves import Records, load
     from analysis.learning_rates import choose_rates
 
     records = load(folder)
-    best: set[tuple[Any, ...]] = set()
+    best: set[str] = set()
     for _ in range(top):
         chosen = choose_rates(records).rename({"best_lr": "peak_lr"})
-        best.update(chosen.rows())
+        best.update(records.runs.join(chosen, on=chosen.columns, how="semi")["run_id"])
         runs = records.runs.join(chosen, on=chosen.columns, how="anti")
         records = Records(records.manifest, runs, records.evaluations.join(runs, on="run_id", how="semi"))
     return best

@@ -1,15 +1,13 @@
 """From text to shards: what is a document, which split it falls in, and that nothing half-built is ever seen."""
 
-import json
+import fcntl
 import multiprocessing
 import os
 import subprocess
 import sys
 import time
-from itertools import chain
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -18,7 +16,9 @@ from harness.config import CorpusConfig, EvaluationConfig, ModelConfig, RunConfi
 from harness.corpus import Corpus, check_budget, default_cache, prepare
 from harness.documents import is_validation, source_files
 from harness.optimizers.config import AdamWConfig
-from harness.shards import open_shard, read_index
+from harness.shards import read_index
+from tests.texts import SHARE, split_documents, visible, write_texts
+
 
 def test_every_document_is_whole_in_one_split_and_ends_with_a_separator(tmp_path: Path) -> None:
     config = write_texts(tmp_path / "text")
@@ -94,6 +94,17 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         ValueError, match=rf"the corpus cache {tmp_path}/file/cache cannot be written .*CRITBATCH_CACHE"
     ):
         prepare(config, tmp_path / "file" / "cache")
+    with pytest.raises(ValueError, match=rf"the corpus cache {tmp_path}/file cannot be written"):
+        prepare(config, tmp_path / "file")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full is Linux's own")
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = write_texts(tmp_path / "text")
+    monkeypatch.setattr(harness.corpus, "shard_path", lambda *_: Path("/dev/full"))
+    with pytest.raises(ValueError, match=r"cache cannot be written \(No space left on device\); .* with room for"):
+        prepare(config, tmp_path / "cache")
+    assert visible(tmp_path / "cache") == []
 
 
 def test_default_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,6 +116,12 @@ def test_default_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch) 
     assert default_cache() == Path("/fast/critbatch")
     monkeypatch.setenv("CRITBATCH_CACHE", "~/mine")
     assert default_cache() == Path("/home/someone/mine")
+
+
+def test_a_home_that_is_not_known_asks_for_the_whole_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CRITBATCH_CACHE", "~nobody-of-this-name/cache")
+    with pytest.raises(ValueError, match=r"^CRITBATCH_CACHE: the home folder of ~nobody.* write the path in full$"):
+        default_cache()
 
 
 def test_nothing_is_read_again_while_nothing_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,6 +179,15 @@ def test_a_process_killed_while_building_leaves_nothing_that_counts(tmp_path: Pa
     assert [Path(name).suffix for name in visible(tmp_path / "cache")] == [".partial"]
     corpus = prepare(config, tmp_path / "cache")
     assert visible(tmp_path / "cache") == [corpus.folder.name]
+
+
+def test_what_a_killed_build_left_is_removed_by_the_next_and_what_is_being_built_is_not(tmp_path: Path) -> None:
+    (tmp_path / "cache" / "abandoned.partial").mkdir(parents=True)
+    (tmp_path / "cache" / "building.partial").mkdir()
+    with (tmp_path / "cache" / "building.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        corpus = prepare(write_texts(tmp_path / "text"), tmp_path / "cache")
+    assert visible(tmp_path / "cache") == ["building.partial", corpus.folder.name]
 
 
 def test_preparing_imports_no_torch() -> None:

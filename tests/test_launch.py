@@ -254,8 +254,10 @@ def test_confirmations_are_the_best_rates_on_fresh_seeds(tmp_path: Path, monkeyp
         optimizers={"adamw": {"learning_rate": [0.01, 0.02]}},
         confirm={"seeds": [5, 6]},
     )
-    best = {("115k", "adamw", "constant_raw", 256, 0.02), ("115k", "adamw", "constant_raw", 1024, 0.01)}
-    monkeypatch.setattr(launch, "_best_rates", lambda _folder, _top: best)
+    grid = [read_run(folder.run(run.run_id)) for run in folder.read_manifest().runs]
+    rates = {256: 0.02, 1024: 0.01}
+    best = {run.run_id for run in grid if run.optimizer.peak_lr == rates[run.global_batch_tokens]}
+    monkeypatch.setattr(launch, "_runs_at_best_rates", lambda _folder, _top: best)
     run_folder(folder, slots=2, train=TRAIN)
     confirmed = [run for run in folder.read_manifest().runs if run.stage == "confirm"]
     configs = [read_run(folder.run(run.run_id)) for run in confirmed]

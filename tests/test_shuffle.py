@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import harness.shuffle
 from harness.shuffle import window_index
 
 FIRST_OF_SEED_0 = [76120, 31634, 18917, 9220, 8616, 83930, 66242, 56534]
@@ -64,11 +65,24 @@ def test_window_index_equals_the_plain_reference(num_windows: int, first: int, c
     assert window_index(positions, num_windows, seed=1).tolist() == expected
 
 
+@pytest.mark.parametrize("num_windows", [3, 5, 7, 13])
+def test_positions_of_many_epochs_at_once_keep_the_keys_of_their_own(num_windows: int) -> None:
+    positions = np.arange(40 * num_windows)
+    expected = [reference_index(int(position), num_windows, seed=2) for position in positions]
+    assert window_index(positions, num_windows, seed=2).tolist() == expected
+
+
 def test_window_index_equals_its_frozen_table() -> None:
     """A change here changes the data of every run: raise SCIENCE_VERSION with it."""
     assert window_index(np.arange(8), 139_000, seed=0).tolist() == FIRST_OF_SEED_0
     assert window_index(np.arange(8), 139_000, seed=1).tolist() == FIRST_OF_SEED_1
     assert window_index(139_000 + np.arange(8), 139_000, seed=0).tolist() == FIRST_OF_SECOND_EPOCH
+
+
+def test_a_cipher_that_is_no_permutation_fails_instead_of_walking_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness.shuffle, "_encipher", lambda number, a, b, _: np.full_like(number, a * b - 1))
+    with pytest.raises(AssertionError, match="passes each of the a·b - N outside numbers once at most"):
+        window_index(np.arange(5), 5, seed=0)
 
 
 def test_window_index_keeps_the_shape_of_the_positions() -> None:

@@ -23,6 +23,11 @@ def write_with_header(path: Path, tokens: list[int], version: int = 1, count: in
     return path
 
 
+def cut_header(path: Path) -> Path:
+    path.write_bytes(write_with_header(path, [], count=5).read_bytes()[:100])
+    return path
+
+
 def bin_config(*paths: Path, **more: object) -> CorpusConfig:
     return CorpusConfig(source="bin", paths=tuple(map(str, paths)), **more)
 
@@ -69,6 +74,7 @@ def test_damaged_token_files_are_named_and_leave_nothing_behind(tmp_path: Path) 
     cases = [
         (odd, "3 bytes are no file of 16-bit tokens"),
         (write_with_header(tmp_path / "short.bin", [1, 2], count=3), "its header says 3 tokens, there are 2"),
+        (cut_header(tmp_path / "cut.bin"), "its header says 5 tokens, there are 0; fetch the file again"),
         (write_with_header(tmp_path / "new.bin", [1, 2], version=2), "token file of version 2"),
     ]
     for path, message in cases:

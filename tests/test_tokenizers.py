@@ -58,6 +58,8 @@ def test_tokenizer_path_is_required_and_must_exist(name: str, tmp_path: Path) ->
         load_tokenizer(config_of(name))
     with pytest.raises(ValueError, match=rf"{tmp_path}/nowhere does not exist"):
         load_tokenizer(config_of(name, tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match=rf"{tmp_path} is no file; tokenizer {name} needs"):
+        load_tokenizer(config_of(name, tmp_path))
 
 
 def test_tokenizer_path_is_refused_where_it_means_nothing(tmp_path: Path) -> None:
@@ -102,6 +104,30 @@ def test_a_file_that_is_no_rank_file_is_named(content: bytes, tmp_path: Path) ->
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"^{path}: .*rank file"):
         load_tokenizer(config_of("tiktoken", path))
+
+
+@pytest.mark.parametrize("rank", [5, -1, 2**31])
+def test_ranks_that_no_vocabulary_has_are_refused(rank: int, tmp_path: Path) -> None:
+    pytest.importorskip("tiktoken")
+    path = write_ranks(tmp_path / "ranks", [])
+    path.write_text(f"{path.read_text()}\n{base64.b64encode(b'ab').decode()} {rank}\n")
+    with pytest.raises(
+        ValueError, match=rf"^{path}: not a rank file; its ranks {min(rank, 0)} to {max(rank, 255)} must"
+    ):
+        load_tokenizer(config_of("tiktoken", path))
+
+
+def test_tokenizers_neither_cut_nor_fill_nor_take_text_for_a_special_token(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    path = write_tokenizer_json(tmp_path / "tokenizer.json", ["muon", "adamw"])
+    content = json.loads(path.read_text())
+    content["truncation"] = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    padding = {"direction": "Right", "pad_to_multiple_of": None, "pad_id": 3, "pad_type_id": 0, "pad_token": "?"}
+    content["padding"] = padding | {"strategy": {"Fixed": 8}}
+    path.write_text(json.dumps(content))
+    tokenizer = load_tokenizer(config_of("tokenizers", path))
+    assert tokenizer.encode(b"muon adamw muon adamw").tolist() == [0, 1, 0, 1]
+    assert tokenizer.separator not in tokenizer.encode(b"muon <|endoftext|> adamw").tolist()
 
 
 def test_tokenizers_reads_a_tokenizer_json_and_finds_its_end_of_text(tmp_path: Path) -> None:
