@@ -38,7 +38,8 @@ def _with_verdict_early(columns: list[str], frame: pl.DataFrame) -> list[str]:
     if "verdict" not in columns:
         return columns
     others = [name for name in columns if name not in ("verdict", "reason")]
-    place = next(place for place, name in enumerate(others) if f"{name}_low" in frame.columns)
+    estimates = (place for place, name in enumerate(others) if f"{name}_low" in frame.columns)
+    place = next(estimates, len(others))  # columns that are null throughout are left out: there may be no estimate
     return [*others[:place], "verdict", *others[place:]]
 
 
