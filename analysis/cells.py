@@ -105,7 +105,7 @@ def _cell(
     optimum = fitted.optimum(batch) if fitted else (None, None, None)
     lr_verdict = rate_verdict(optimum, cell["peak_lr"].unique().to_list())
     verdict, reason = _verdict(cell, used, lr_verdict)
-    known = verdict in ("ok", "warmup_confounded", "edge_of_grid")
+    known = verdict in ("ok", "mid_schedule", "warmup_confounded", "edge_of_grid")
     low, high = _interval(used, noise, level) if known else (None, None)
     if known and low is None:
         reason = _join(reason, "no interval: too few repeated runs to estimate the noise")
@@ -137,19 +137,28 @@ def _verdict(cell: pl.DataFrame, used: pl.DataFrame, lr_verdict: str) -> tuple[s
         return "censored", f"{early} runs were at the target at their first evaluation: it needs earlier marks"
     if (cell["status"] == "diverged").all():
         return "diverged", f"all {cell.height} runs diverged"
-    reached = used.filter(pl.col("status") == "reached")
-    if reached.is_empty():
+    if not (cell["status"] == "reached").any():
         return "not_reached", f"no run reached the target; the longest saw {max(cell['tokens_seen'])} tokens"
-    if reached.height < used.height:
-        return "censored", f"{used.height - reached.height} of {used.height} runs at the chosen rate fell short"
+    fell_short = used.filter(pl.col("status") != "reached").height
+    if fell_short or used.is_empty():
+        return "censored", f"{fell_short} of {used.height} runs at the chosen rate fell short"
     warmups = min(used["tokens_to_target"] / used["warmup_tokens"])  # infinite without warmup
-    if warmups < MIN_WARMUPS_TO_TARGET:
-        return (
-            "warmup_confounded",
+    caveats = {
+        "mid_schedule": (
+            used["protocol"][0] == "mid_schedule",
+            "read while the learning rate decays: T is biased towards runs near their end",
+        ),
+        "warmup_confounded": (
+            warmups < MIN_WARMUPS_TO_TARGET,
             f"reached after {warmups:.1f} warmups; below {MIN_WARMUPS_TO_TARGET}, T measures those",
-        )
-    edge = lr_verdict == "edge_of_grid"
-    return (lr_verdict, "the best learning rate lies outside those tried: T is an upper bound") if edge else ("ok", "")
+        ),
+        "edge_of_grid": (
+            lr_verdict == "edge_of_grid",
+            "the best learning rate lies outside those tried: T is an upper bound",
+        ),
+    }
+    found = {name: reason for name, (holds, reason) in caveats.items() if holds}
+    return next(iter(found), "ok"), _join(*found.values())
 
 
 def _interval(used: pl.DataFrame, noise: Noise | None, level: float) -> tuple[float | None, float | None]:

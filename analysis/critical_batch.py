@@ -21,6 +21,7 @@ _NOTHING = Estimate(None)
 _CAVEATS = (
     ("edge_of_grid", "edge_of_grid", "best learning rate outside those tried"),
     ("warmup_confounded", "warmup_confounded", "target too close to the warmup"),
+    ("mid_schedule", "mid_schedule", "read while the learning rate decays"),
     ("censored", "censored", "left out, since some runs fell short of the target or were there at once"),
     ("not_reached", "censored", "left out, since no run reached the target"),
     ("diverged", "censored", "left out, since all runs diverged"),
@@ -115,10 +116,7 @@ def _start_of_rise(log_tokens: Array, errors: Errors | None, level: float) -> in
     for index in range(lowest):
         least = MIN_FALL_WITHOUT_REPLICATES
         if errors is not None:
-            contrast = np.zeros(len(log_tokens))
-            contrast[index], contrast[lowest] = 1.0, -1.0
-            error = float(np.sqrt(contrast @ errors.covariance @ contrast))
-            least = t_quantile(1 - (1 - level) / pairs, errors.contrast_dof) * error
+            least = t_quantile(1 - (1 - level) / pairs, errors.contrast_dof) * errors.of_difference(index, lowest)
         if log_tokens[index] - log_tokens[lowest] > least:
             return lowest
     return 0
@@ -155,8 +153,9 @@ def _judge(fit: Fit, batches: Array, verdict: str) -> tuple[str, list[str]]:
         side = "below" if estimate.value < batches[0] else "above"
         reasons.append(f"extrapolated: the knee lies {side} all batches tried")
     if fit.birge_factor > 1:
+        verdict = "misfit" if verdict == "ok" else verdict
         misfit = f"the curve misfits beyond the seed noise (p = {fit.lack_of_fit_p:.2g})"
-        reasons.append(f"{misfit}: intervals widened {fit.birge_factor:.1f} times")
+        reasons.append(f"{misfit}: standard errors widened {fit.birge_factor:.1f} times")
     return verdict, reasons
 
 

@@ -1,6 +1,7 @@
 """Loss at equal tokens: every cell at its chosen rate, at marks that every run compared has reached.
 
 Runs that stop at a target stop when they are good, so a mark that only some reached would favour those still running.
+A mark inside the warmup of a run compared says how far its rate has risen, nothing of its optimizer: it is left out.
 """
 
 from typing import Any
@@ -20,16 +21,17 @@ _COMPARED = ["model", "protocol"]
 def equal_budget(records: Records, level: float) -> pl.DataFrame:
     """Return the table `equal_budget`; losses between two evaluations are interpolated linearly in log tokens.
 
-    The marks are those of the largest batch. The rate is that of `choose_rates`, on fresh seeds where there are any.
+    The marks are those of the largest batch. The rate is that of `choose_rates`, on fresh seeds where there are any; a
+    cell of which one of these diverged has no row, for the survivors would flatter it.
     """
-    curve = curves(records).filter(pl.col("tokens_seen") > 0).join(_seeds(records), on="run_id")
+    curve = curves(records).filter(pl.col("tokens_seen") > 0).join(_settings(records), on="run_id")
     chosen = _chosen(records, curve)
     rows = []
     for key, own in chosen.group_by(_COMPARED, maintain_order=True):
         names = dict(zip(_COMPARED, key, strict=True))
         final = _final_tokens(records, own)
         for tokens in _marks(own):
-            at_mark = _losses_at(curve.filter(**names), tokens)
+            at_mark = _losses_at(curve.filter(**names, diverged=False), tokens)
             noise = {name: pooled(_groups(group)) for (name,), group in at_mark.group_by(["optimizer"])}
             mark = {"tokens": tokens, "mark": "final" if final == {tokens} else "intermediate"}
             at_mark = at_mark.join(own.select("run_id").unique(), on="run_id", how="semi")
@@ -39,18 +41,22 @@ def equal_budget(records: Records, level: float) -> pl.DataFrame:
     return table(({name: row[name] for name in EQUAL_BUDGET} for row in rows), EQUAL_BUDGET)
 
 
-def _seeds(records: Records) -> pl.DataFrame:
-    return records.runs.select("run_id", seed=pl.format("{}.{}", "init_seed", "data_seed"))
+def _settings(records: Records) -> pl.DataFrame:
+    return records.runs.select(
+        "run_id",
+        "warmup_tokens",
+        seed=pl.format("{}.{}", "init_seed", "data_seed"),
+        diverged=pl.col("status") == "diverged",
+    )
 
 
 def _chosen(records: Records, curve: pl.DataFrame) -> pl.DataFrame:
     """Keep the curves that stand for their cells: fresh seeds if a cell has any, else those at its best rate."""
     confirmed = (pl.col("stage") == "confirm").any().over(CELL)
-    alive = records.runs.filter(pl.col("status") != "diverged")
     return (
         curve.join(choose_rates(records), on=CELL, how="left")
         .filter((pl.col("stage") == "confirm") | (~confirmed & (pl.col("peak_lr") == pl.col("best_lr"))))
-        .join(alive, on="run_id", how="semi")
+        .filter(~pl.col("diverged").any().over(CELL))
     )
 
 
@@ -62,24 +68,29 @@ def _final_tokens(records: Records, chosen: pl.DataFrame) -> set[int | None]:
 
 
 def _marks(chosen: pl.DataFrame) -> list[int]:
-    """Return the largest batch's marks within reach of every run, and after the first mark of every run."""
+    """Return the largest batch's marks beyond the warmup of every run, from its first mark to its end."""
     ends = chosen.group_by("run_id").agg(first=pl.col("tokens_seen").min(), last=pl.col("tokens_seen").max())
     largest = chosen.filter(pl.col("global_batch_tokens") == pl.col("global_batch_tokens").max())
     within = pl.col("tokens_seen").is_between(ends["first"].max(), ends["last"].min())
-    return largest.filter(within)["tokens_seen"].unique().sort().to_list()
+    warm = pl.col("tokens_seen") > chosen["warmup_tokens"].max()
+    return largest.filter(within, warm)["tokens_seen"].unique().sort().to_list()
 
 
 def _losses_at(curve: pl.DataFrame, tokens: int) -> pl.DataFrame:
-    """Return loss_nats of every run that saw this many tokens."""
-    log_tokens = pl.col("tokens_seen").log()
-    losses = [
-        (run_id, float(np.interp(np.log(tokens), run["x"], run["loss_nats"])))
-        for (run_id,), run in curve.with_columns(x=log_tokens).group_by(["run_id"], maintain_order=True)
-        if run["tokens_seen"][0] <= tokens <= run["tokens_seen"][-1]
-    ]
-    at_mark = pl.DataFrame(losses, schema={"run_id": pl.String, "loss_nats": pl.Float64}, orient="row")
-    runs = curve.select("run_id", "stage", "peak_lr", *CELL, "seed").unique("run_id")
-    return runs.join(at_mark, on="run_id").sort(*CELL, "run_id")
+    """Return a row for every run that saw this many tokens, with its loss_nats there."""
+    after = pl.col("tokens_seen", "loss_nats").shift(-1).over("run_id").name.suffix("_after")
+    share = (tokens / pl.col("tokens_seen")).log() / (pl.col("tokens_seen_after") / pl.col("tokens_seen")).log()
+    rise = pl.when(pl.col("tokens_seen") < tokens).then(share * (pl.col("loss_nats_after") - pl.col("loss_nats")))
+    return (
+        curve.sort("run_id", "tokens_seen")
+        .with_columns(after)
+        .filter(
+            (pl.col("tokens_seen") == tokens)
+            | ((pl.col("tokens_seen") < tokens) & (tokens < pl.col("tokens_seen_after")))
+        )
+        .select("run_id", "stage", "peak_lr", *CELL, "seed", loss_nats=pl.col("loss_nats") + rise.fill_null(0.0))
+        .sort(*CELL, "run_id")
+    )
 
 
 def _groups(runs: pl.DataFrame) -> pl.DataFrame:

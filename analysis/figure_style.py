@@ -5,7 +5,7 @@ Figures are built without pyplot, so they need no display and leave no global st
 
 import io
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from typing import Any, Literal
@@ -91,8 +91,8 @@ class OptimizerStyle:
         """Return a factor near 1 that moves the optimizers' points apart on a log axis of batch sizes."""
         return dodge(self.names.index(name), len(self.names), octaves=0.05)
 
-    def handles(self) -> list[Line2D]:
-        """Return the legend's entries, one for each optimizer."""
+    def handles(self, drawn: Collection[str]) -> list[Line2D]:
+        """Return the legend's entries, one for each optimizer of which something is drawn."""
         return [
             Line2D(
                 [],
@@ -103,6 +103,7 @@ class OptimizerStyle:
                 label=fmt.optimizer_name(name),
             )
             for name in self.names
+            if name in drawn
         ]
 
 
@@ -121,10 +122,12 @@ class OrderedStyle:
         self.palette = {value: mpl.colormaps["viridis"](0.88 * place / last) for place, value in enumerate(self.values)}
         self.markers = {value: _MARKERS[place % len(_MARKERS)] for place, value in enumerate(self.values)}
 
-    def handles(self, write: Callable[[Any], str]) -> list[Line2D]:
+    def handles(self, write: Callable[[Any], str], drawn: Collection[Any]) -> list[Line2D]:
+        """Return the legend's entries, one for each value of which something is drawn."""
         return [
             Line2D([], [], color=self.palette[value], marker=self.markers[value], label=write(value))
             for value in self.values
+            if value in drawn
         ]
 
 

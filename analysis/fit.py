@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from scipy.special import fdtrc
 
-from analysis.noise import Errors, t_quantile
+from analysis.noise import LACK_OF_FIT_LEVEL, Errors, lack_of_fit, t_quantile
 
 Array = NDArray[np.float64]
 
@@ -22,8 +21,6 @@ MIN_SPARE_POINTS = 3
 #: The search reaches this far, in log tokens, beyond the smallest and the largest batch.
 _REACH = 12.0
 _GRID_POINTS = 2001
-#: A misfit less likely than this widens the intervals.
-LACK_OF_FIT_LEVEL = 0.05
 
 
 @dataclass(frozen=True)
@@ -70,21 +67,24 @@ class Fit:
 
     @property
     def t_min_tokens(self) -> Estimate:
-        """T_min vanishes with B_crit: no lower end where B_crit has none."""
+        """T_min vanishes with B_crit: no lower end where the allowed misfit reaches the start of the search."""
         estimate = self._function(np.zeros_like(self.log_b_crit))
         value = None if self.best == 0 else estimate.value
-        return Estimate(value, estimate.low if self.critical_batch_tokens.low else None, estimate.high)
+        return Estimate(value, None if self._allows(0) else estimate.low, estimate.high)
 
     @property
     def s_min_steps(self) -> Estimate:
-        """S_min = T_min / B_crit vanishes as B_crit grows: no lower end where B_crit has no upper one."""
+        """S_min = T_min / B_crit vanishes as B_crit grows: no lower end where that misfit reaches the search's end."""
         estimate = self._function(-self.log_b_crit)
         value = None if self.best == len(self.log_b_crit) - 1 else estimate.value
-        return Estimate(value, estimate.low if self.critical_batch_tokens.high else None, estimate.high)
+        return Estimate(value, None if self._allows(-1) else estimate.low, estimate.high)
 
     def tokens_at(self, global_batch_tokens: float) -> Estimate:
         """Return the fitted T(B)."""
         return self._function(np.logaddexp(0.0, np.log(global_batch_tokens) - self.log_b_crit))
+
+    def _allows(self, place: int) -> bool:
+        return self.allowed is not None and bool(self.misfit[place] <= self.allowed)
 
     def _function(self, shift: Array) -> Estimate:
         """Estimate exp(log T_min + shift): its extremes over all pairs (T_min, B_crit) within the allowed misfit."""
@@ -107,8 +107,8 @@ def fit_saturating(global_batch_tokens: Array, log_tokens: Array, level: float, 
     """Fit T(B) = T_min (1 + B / B_crit) to log T [batches] by generalised least squares; deterministic.
 
     `errors` of log T come from replicates. The misfit is tested against them (F test), and a significant one scales the
-    variance by misfit / (n - k). Without them the variance comes from the residuals if n >= k + 3, else there is no
-    interval.
+    variance by misfit / (n - k), which is then known to n - k degrees of freedom only. Without them the variance comes
+    from the residuals if n >= k + 3, else there is no interval.
 
     Sources: the model is arXiv 1812.06162, eq. 2.11; the scale factor R. T. Birge, Phys. Rev. 40 (1932) 207.
     Assumption: profile regions {misfit <= best + t²} have their level: exact for linear models, to first order here.
@@ -163,10 +163,11 @@ def _scale(minimum: float, spare: int, level: float, errors: Errors | None) -> _
     """Take the variance from replicates or from residuals; else there is no interval."""
     per_point = minimum / max(spare, 1)
     if errors is not None:
-        allowed, allowed_batch = (t_quantile(level, dof) ** 2 for dof in (errors.dof, errors.contrast_dof))
-        p_value = float(fdtrc(spare, errors.contrast_dof, per_point)) if spare > 0 else None
+        p_value = lack_of_fit(per_point, spare, errors.contrast_dof)
         misfits = p_value is not None and p_value < LACK_OF_FIT_LEVEL
-        return _Scale(max(1.0, per_point) if misfits else 1.0, allowed, allowed_batch, p_value)
+        dofs = [min(dof, spare) if misfits else dof for dof in (errors.dof, errors.contrast_dof)]
+        allowed, allowed_batch = (t_quantile(level, dof) ** 2 for dof in dofs)
+        return _Scale(per_point if misfits else 1.0, allowed, allowed_batch, p_value)
     if spare >= MIN_SPARE_POINTS and per_point > np.finfo(float).eps:
         allowed = t_quantile(level, spare) ** 2
         return _Scale(per_point, allowed, allowed)

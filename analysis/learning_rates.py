@@ -14,7 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from analysis.curves import Records
-from analysis.noise import MIN_DOF, Noise, t_quantile
+from analysis.noise import LACK_OF_FIT_LEVEL, MIN_DOF, Noise, lack_of_fit, t_quantile
 from analysis.targets import curves, targets
 
 Array = NDArray[np.float64]
@@ -83,7 +83,9 @@ def summarize_rates(runs: pl.DataFrame) -> pl.DataFrame:
 def fit_rates(rates: pl.DataFrame, noise: Noise | None, level: float) -> RateCurves | None:
     """Fit quadratics to `summarize_rates`; None where no batch has three rates at which every run reached the target.
 
-    A rate at which a run diverged or was censored has T = infinity: it takes no part and cannot be chosen.
+    A rate at which a run diverged or was censored has T = infinity: it takes no part and cannot be chosen. Curves that
+    misfit beyond the noise (one curvature for all batches is too few, or no quadratic bends as they do) take their
+    variance from the residuals.
     """
     points = rates.filter(pl.col("log_tokens").is_not_null())
     points = points.filter(pl.len().over("global_batch_tokens") >= 2)
@@ -102,20 +104,28 @@ def fit_rates(rates: pl.DataFrame, noise: Noise | None, level: float) -> RateCur
     inverse: Array = np.linalg.inv(design.T @ (weights[:, None] * design)).astype(np.float64)
     solution = inverse @ design.T @ (weights * y)
     spare = points.height - design.shape[1]
-    variance, t = None, None
-    if noise is not None:  # the seeds are the same at every rate of a cell, so what they share cancels
-        variance, t = noise.variance - noise.same_cell, t_quantile(level, noise.contrast_dof)
-    elif spare >= MIN_DOF:
-        variance, t = float(weights @ (y - design @ solution) ** 2) / spare, t_quantile(level, spare)
-    covariance = inverse * (variance or 0.0)
+    variance, dof = _variance(float(weights @ (y - design @ solution) ** 2), spare, noise)
+    covariance = inverse * variance
     return RateCurves(
         centres=centres,
         levels={b: float(solution[2 * i]) for b, i in columns.items()},
         slopes={b: float(solution[2 * i + 1]) for b, i in columns.items()},
         curvature=float(solution[-1]),
         covariances={b: covariance[np.ix_([2 * i + 1, -1], [2 * i + 1, -1])] for b, i in columns.items()},
-        t=t,
+        t=t_quantile(level, dof) if dof else None,
     )
+
+
+def _variance(misfit: float, spare: int, noise: Noise | None) -> tuple[float, float]:
+    """Return the variance of one run about the curves and its degrees of freedom, 0 where nothing tells them."""
+    residual = misfit / max(spare, 1)
+    if noise is None:
+        return (residual, spare) if spare >= MIN_DOF else (0.0, 0)
+    own = noise.variance - noise.same_cell  # the seeds are the same at every rate of a cell: what they share cancels
+    p_value = lack_of_fit(residual / own, spare, noise.contrast_dof) if own > 0 else None
+    if p_value is not None and p_value < LACK_OF_FIT_LEVEL:
+        return residual, min(spare, noise.contrast_dof)
+    return own, noise.contrast_dof
 
 
 def best_rate(rates: pl.DataFrame, fitted: RateCurves | None, confirmed: Iterable[float] = ()) -> float | None:

@@ -15,12 +15,15 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from scipy.special import stdtrit
+from scipy.special import fdtrc, stdtrit
 
 Array = NDArray[np.float64]
 
 #: Fewer degrees of freedom than these give no interval.
 MIN_DOF = 3
+
+#: A misfit less likely than this widens the intervals.
+LACK_OF_FIT_LEVEL = 0.05
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,12 @@ class Errors:
     covariance: Array
     dof: float
     contrast_dof: float
+
+    def of_difference(self, first: int, second: int) -> float:
+        """Return the standard error of the difference between two cells."""
+        contrast = np.zeros(len(self.covariance))
+        contrast[first], contrast[second] = 1.0, -1.0
+        return float(np.sqrt(contrast @ self.covariance @ contrast))
 
     def part(self, start: int) -> "Errors":
         """Return the errors of the cells from `start` on."""
@@ -92,6 +101,14 @@ def pooled(runs: pl.DataFrame) -> Noise | None:
 def t_quantile(level: float, dof: float) -> float:
     """Return the half width, in standard errors, of a two-sided interval."""
     return float(stdtrit(dof, 0.5 + level / 2))
+
+
+def lack_of_fit(variance_ratio: float, spare: int, dof: float) -> float | None:
+    """Return the p-value of an F test of the residuals' variance over the replicates'; None if no point is spare.
+
+    `spare` points beyond the parameters estimate the one, `dof` degrees of freedom the other.
+    """
+    return float(fdtrc(spare, dof, variance_ratio)) if spare > 0 else None
 
 
 def _half_squared_differences(runs: pl.DataFrame, same: list[str]) -> tuple[float, int]:

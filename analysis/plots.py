@@ -1,6 +1,7 @@
 """Figures from estimates of one model: frames in, a matplotlib Figure out; nothing is fitted here.
 
-An estimate that is missing is said in words, in its panel or instead of the figure.
+An estimate that is missing is said in words, in its panel or instead of the figure. Legends list what is drawn, and
+nothing else.
 """
 
 from collections.abc import Callable
@@ -51,8 +52,9 @@ def loss_curves(estimates: Estimates) -> Figure:
             for target in estimates.records.manifest.targets_nats:
                 ax.axhline(target, color=style.MUTED, lw=0.6, zorder=0)
         style.log_axis(axes[0], "x")
-        handles = [*batches.handles(fmt.batch), style.cue("target losses", color=style.MUTED, ls="-", lw=0.6)]
-        style.side_legend(figure, handles, "Global batch (tokens)")
+        handles = batches.handles(fmt.batch, batches.values)
+        cue = style.cue("target losses", color=style.MUTED, ls="-", lw=0.6)
+        style.side_legend(figure, [*handles, cue], "Global batch (tokens)")
     return figure
 
 
@@ -83,12 +85,8 @@ def learning_rates(estimates: Estimates) -> Figure:
             style.log_axis(upper, "y", headroom=panels.HEADROOM)
             upper.set(ylabel="Tokens to target")
             lower.set(xlabel="Peak learning rate")
-        cues = [
-            style.cue("a run fell short", marker="^", mfc="white"),
-            style.cue("optimum, interval", marker="o", ls="-"),
-            _caveat_cue(),
-        ]
-        style.side_legend(figure, [*batches.handles(fmt.batch), *cues], "Global batch (tokens)")
+        handles = [*batches.handles(fmt.batch, batches.values), *_rate_cues(rates, cells)]
+        style.side_legend(figure, handles, "Global batch (tokens)")
     return figure
 
 
@@ -110,8 +108,13 @@ def token_ratios(estimates: Estimates) -> Figure:
             style.heading(ax, f"{baseline} over {fmt.optimizer_name(name)}", notes)
             ax.set_ylabel("Token ratio at equal loss")
             style.batch_axis(ax, _values(estimates.cells, "global_batch_tokens"))
-        cues = [style.cue("equal tokens", ls="-", lw=0.8), style.cue("interval", ls="-", lw=1.1), _caveat_cue()]
-        style.side_legend(figure, [*targets.handles(fmt.loss), *cues], "Target (nats/token)")
+        cues = _occurring(
+            (style.cue("equal tokens", ls="-", lw=0.8), True),
+            (style.cue("interval", ls="-", lw=1.1), _any_interval(drawn, "token_ratio")),
+            (_caveat_cue(), _any_caveat(drawn)),
+        )
+        handles = [*targets.handles(fmt.loss, _values(drawn, "target_loss_nats")), *cues]
+        style.side_legend(figure, handles, "Target (nats/token)")
     return figure
 
 
@@ -129,7 +132,7 @@ def equal_budget(estimates: Estimates) -> Figure:
     """Draw validation loss against batch at equal tokens, a panel per token budget, a line per optimizer."""
     budgets = _budgets(estimates.equal_budget)
     if not budgets:
-        return style.in_words("No token mark that the runs of a chosen learning rate all reached.")
+        return style.in_words(_no_budget(estimates))
     with style.theme():
         optimizers = _optimizers(estimates)
         figure, axes = style.panels(len(budgets))
@@ -145,7 +148,9 @@ def equal_budget(estimates: Estimates) -> Figure:
             style.heading(ax, f"after {fmt.tokens(budget)} tokens")
             style.batch_axis(ax, _values(estimates.equal_budget, "global_batch_tokens"))
             ax.set_ylabel("Validation loss (nats/token)")
-        style.side_legend(figure, [*optimizers.handles(), style.cue("interval", ls="-", lw=1.1)])
+        drawn = estimates.equal_budget.filter(pl.col("tokens").is_in(budgets))
+        cues = _occurring((style.cue("interval", ls="-", lw=1.1), _any_interval(drawn, "val_loss_nats")))
+        style.side_legend(figure, [*optimizers.handles(_values(drawn, "optimizer")), *cues])
     return figure
 
 
@@ -165,7 +170,10 @@ def headline(estimates: Estimates) -> Figure:
         style.heading(left, f"Tokens to {fmt.loss(target)} nats/token", notes)
         over = f"to {fmt.loss(target)} nats/token, over device counts"
         style.heading(right, "Projected frontier", [over], lines=len(style.wrapped(notes)))
-        style.side_legend(figure, [*optimizers.handles(), *_fit_cues(estimates, "left: "), *_frontier_cues("right: ")])
+        cells = estimates.cells.filter(pl.col("target_loss_nats") == target)
+        handles = optimizers.handles({*cells["optimizer"], *points["optimizer"]})
+        cues = [*_fit_cues(estimates, [target], left, "left: "), *_frontier_cues(points, "device_seconds", "right: ")]
+        style.side_legend(figure, [*handles, *cues])
     return figure
 
 
@@ -180,7 +188,8 @@ def _to_target(estimates: Estimates, quantity: str) -> Figure:
             _draw_target(ax, estimates, target, quantity, optimizers)
             style.heading(ax, f"target {fmt.loss(target)} nats/token", _critical_notes(estimates, target))
         style.log_axis(axes[0], "y", headroom=panels.HEADROOM)
-        style.side_legend(figure, [*optimizers.handles(), *_fit_cues(estimates)])
+        handles = optimizers.handles(_values(estimates.cells, "optimizer"))
+        style.side_legend(figure, [*handles, *_fit_cues(estimates, targets, axes[0])])
     return figure
 
 
@@ -221,7 +230,8 @@ def _frontier(estimates: Estimates, cost: str) -> Figure:
                 ax, f"target {fmt.loss(target)} nats/token", ["projected over device counts; measured if filled"]
             )
         _frontier_axes(axes[0], cost)
-        style.side_legend(figure, [*optimizers.handles(), *_frontier_cues()])
+        handles = optimizers.handles(_values(estimates.frontier, "optimizer"))
+        style.side_legend(figure, [*handles, *_frontier_cues(estimates.frontier, cost)])
     return figure
 
 
@@ -279,6 +289,12 @@ def _budgets(equal_budget: pl.DataFrame) -> list[int]:
     return sorted({marks[0], marks[len(marks) // 2], marks[-1]}) if marks else []
 
 
+def _no_budget(estimates: Estimates) -> str:
+    warmup = max(estimates.records.runs["warmup_tokens"].drop_nulls(), default=0)
+    beyond = f" beyond the largest warmup ({fmt.tokens(warmup)} tokens)" if warmup else ""
+    return f"No token mark{beyond} that the runs at the chosen learning rates all reached."
+
+
 def _frontier_points(estimates: Estimates, target: float) -> pl.DataFrame:
     known = pl.col("train_seconds").is_not_null() & pl.col("device_seconds").is_not_null()
     return estimates.frontier.filter(known, pl.col("target_loss_nats") == target)
@@ -305,25 +321,58 @@ def _nothing_reached(estimates: Estimates) -> str:
     return f"No run has reached a target loss yet (targets: {targets} nats/token)."
 
 
-def _fit_cues(estimates: Estimates, place: str = "") -> list[Any]:
-    return [
-        Patch(color=style.MUTED, alpha=0.3, lw=0, label=f"{place}fit, {estimates.level:.0%} interval"),
-        style.cue(f"{place}$B_{{crit}}$, interval", marker="*", ms=10),
-        style.cue(f"{place}with a caveat", marker="o", mfc="white"),
-        style.cue(f"{place}not reached by all", marker="^", mfc="white"),
-    ]
+def _fit_cues(estimates: Estimates, targets: list[float], ax: Axes, place: str = "") -> list[Any]:
+    """Explain what the panels of these targets hold; `ax` is one of them, beyond whose ends no B_crit is drawn."""
+    cells, fits, criticals = (
+        frame.filter(pl.col("target_loss_nats").is_in(targets))
+        for frame in (estimates.cells, estimates.fit_curves, _fitted(estimates))
+    )
+    on_axis = criticals.filter(pl.col("critical_batch_tokens").is_between(*ax.get_xlim()))
+    reached = pl.col("tokens_to_target").is_not_null()
+    band = Patch(color=style.MUTED, alpha=0.3, lw=0, label=f"{place}fit, {estimates.level:.0%} interval")
+    return _occurring(
+        (band, _any_interval(fits, "tokens_to_target")),
+        (style.cue(f"{place}$B_{{crit}}$, interval", marker="*", ms=10), on_axis.height > 0),
+        (_caveat_cue(place), _any_caveat(cells.filter(reached)) or _any_caveat(on_axis)),
+        (style.cue(f"{place}not reached by all", marker="^", mfc="white"), cells.filter(~reached).height > 0),
+    )
 
 
-def _frontier_cues(place: str = "") -> list[Any]:
-    return [
-        style.cue(f"{place}measured", marker="o"),
-        style.cue(f"{place}projected", marker="o", mfc="white"),
-        style.cue(f"{place}off the frontier", marker="o", mfc="white", ms=3.5, alpha=0.45),
-    ]
+def _frontier_cues(points: pl.DataFrame, cost: str, place: str = "") -> list[Any]:
+    measured, edge = pl.col("kind") == "measured", pl.col(_ON_FRONTIER[cost])
+    off = style.cue(f"{place}off the frontier", marker="o", mfc="white", ms=3.5, alpha=0.45)
+    return _occurring(
+        (style.cue(f"{place}measured", marker="o"), points.filter(measured).height > 0),
+        (style.cue(f"{place}projected", marker="o", mfc="white"), points.filter(~measured, edge).height > 0),
+        (off, points.filter(~measured, ~edge).height > 0),
+    )
 
 
-def _caveat_cue() -> Any:
-    return style.cue("with a caveat", marker="o", mfc="white")
+def _rate_cues(rates: pl.DataFrame, cells: pl.DataFrame) -> list[Any]:
+    marked = cells.filter(pl.col("optimal_lr").is_not_null() | pl.col("best_lr").is_not_null())
+    doubtful = marked.filter(pl.col("optimal_lr").is_null() | (pl.col("lr_verdict") != "ok"))
+    return _occurring(
+        (style.cue("a run fell short", marker="^", mfc="white"), rates["tokens_to_target"].null_count() > 0),
+        (style.cue("optimum, interval", marker="o", ls="-"), marked.height > 0),
+        (_caveat_cue(), doubtful.height > 0),
+    )
+
+
+def _occurring(*entries: tuple[Any, bool]) -> list[Any]:
+    """Keep the legend's entries of which the figure holds an example."""
+    return [entry for entry, occurs in entries if occurs]
+
+
+def _any_interval(frame: pl.DataFrame, quantity: str) -> bool:
+    return frame.filter(pl.any_horizontal(pl.col(f"{quantity}_low", f"{quantity}_high").is_not_null())).height > 0
+
+
+def _any_caveat(frame: pl.DataFrame) -> bool:
+    return frame.filter(pl.col("verdict") != "ok").height > 0
+
+
+def _caveat_cue(place: str = "") -> Any:
+    return style.cue(f"{place}with a caveat", marker="o", mfc="white")
 
 
 #: Every figure of the report, by the name of its files, in the order of reading.

@@ -11,7 +11,7 @@ from analysis.noise import Errors, pooled, t_quantile
 from analysis.schemas import RATIO_TRENDS, TOKEN_RATIOS, table
 
 _SERIES = ("model", "protocol", "target_loss_nats")
-_WORST_FIRST = ("diverged", "not_reached", "censored", "warmup_confounded", "edge_of_grid", "ok")
+_WORST_FIRST = ("diverged", "not_reached", "censored", "mid_schedule", "warmup_confounded", "edge_of_grid", "ok")
 
 
 def token_ratios(estimated: Cells, baseline: str, level: float) -> tuple[pl.DataFrame, pl.DataFrame]:

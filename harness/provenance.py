@@ -1,15 +1,19 @@
 """What a run was made with: the row of RUN_COLUMNS that is known when it starts."""
 
+import math
 import platform
 import subprocess
+from collections import Counter
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from harness.batch_plan import BatchPlan
 from harness.config import MachineConfig, RunConfig
+from harness.corpus import Corpus
 from harness.flops import (
     FLOPS_CONVENTION,
     count_nonembedding_parameters,
@@ -17,15 +21,39 @@ from harness.flops import (
     forward_backward_flops_per_token,
     optimizer_flops_per_step,
 )
+from harness.optimizers.combined import route
 from harness.record import RUN_COLUMNS, Value
 
 
-def describe_run(run: RunConfig, machine: MachineConfig, plan: BatchPlan) -> dict[str, Value]:
+def describe_run(run: RunConfig, machine: MachineConfig, plan: BatchPlan, corpus: Corpus) -> dict[str, Value]:
     """Return a row of RUN_COLUMNS for a run that starts now; what is known only at the end is null."""
     row: dict[str, Value] = dict.fromkeys(RUN_COLUMNS) | _science(run) | _counts(run) | _machine(machine, plan)
+    row |= {"bytes_per_token": corpus.bytes_per_token, "routing": _routing_summary(routing_table(run))}
     row |= {"started_at": datetime.now(UTC).isoformat(timespec="seconds"), "status": "running", "resumes": 0}
     assert row.keys() == RUN_COLUMNS.keys(), row.keys() ^ RUN_COLUMNS.keys()
     return row
+
+
+def routing_table(run: RunConfig) -> list[dict[str, Any]]:
+    """Return the algorithm, rate multiplier and weight decay of every tensor, in the order of the network."""
+    return [
+        {
+            "name": parameter.name,
+            "role": parameter.role,
+            "shape": list(parameter.shape),
+            "algorithm": algorithm,
+            "lr_multiplier": lr_multiplier,
+            "weight_decay": weight_decay,
+        }
+        for parameter, algorithm, lr_multiplier, weight_decay in route(run.model, run.optimizer)
+    ]
+
+
+def _routing_summary(table: list[dict[str, Any]]) -> str:
+    weights: Counter[str] = Counter()
+    for row in table:
+        weights[row["algorithm"]] += math.prod(row["shape"])
+    return ", ".join(f"{algorithm}: {count}" for algorithm, count in sorted(weights.items()))
 
 
 def _science(run: RunConfig) -> dict[str, Value]:

@@ -64,6 +64,9 @@ RUN_COLUMNS: dict[str, Column] = {
     "sequence_length": Column(int, "tokens", "context"),
     "vocab_size": Column(int, "", "symbols of the tokenizer"),
     "corpus": Column(str, "", "source of the text"),
+    "bytes_per_token": Column(
+        float, "bytes", "mean length of a validation token; null where the source came as tokens"
+    ),
     "corpus_fingerprint": Column(str, "", "hash of tokens and split"),
     "science_version": Column(int, "", "version of the code that changes numbers"),
     "num_params": Column(int, "", "all parameters"),
@@ -71,6 +74,7 @@ RUN_COLUMNS: dict[str, Column] = {
     "flops_per_token": Column(float, "FLOP/token", "forward and backward"),
     "optimizer_flops_per_step": Column(float, "FLOP/step", "matrix products of the optimizer"),
     "flops_convention": Column(str, "", "what flops_per_token counts"),
+    "routing": Column(str, "", "weights by the algorithm that updates them; tensor by tensor in routing.json"),
     "device": Column(str, "", "processor or accelerator"),
     "num_devices": Column(int, "", "devices of the run"),
     "micro_batch_tokens": Column(int, "tokens", "tokens per device and forward pass"),
@@ -131,6 +135,11 @@ class RunFolder:
     def run(self) -> Path:
         """One flat row of RUN_COLUMNS: written at the start, completed at the end."""
         return self.path / "run.json"
+
+    @property
+    def routing(self) -> Path:
+        """Which algorithm updates each tensor, at which multiple of the rate, with which weight decay, as JSON."""
+        return self.path / "routing.json"
 
     @property
     def evaluations(self) -> Path:

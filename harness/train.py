@@ -31,7 +31,7 @@ from harness.config import MachineConfig, RunConfig
 from harness.corpus import check_budget, prepare
 from harness.data import TokenStream, validation_batches
 from harness.module import LanguageModel
-from harness.provenance import describe_run, uses_gpu
+from harness.provenance import describe_run, routing_table, uses_gpu
 from harness.record import RunFolder, Value, read_json, write_json
 from harness.schedule import evaluation_marks
 
@@ -56,7 +56,7 @@ def train(run: RunConfig, machine: MachineConfig, folder: Path, corpus_cache: Pa
     corpus = prepare(run.corpus, corpus_cache)
     check_budget(corpus, run)
     torch.set_num_threads(machine.threads or torch.get_num_threads())
-    row = _start(files, run, machine, plan)
+    row = _start(files, run, machine, describe_run(run, machine, plan, corpus))
 
     module = LanguageModel(run)
     if machine.compile:
@@ -91,9 +91,8 @@ def finished_status(files: RunFolder) -> str | None:
     return None if status == "running" else str(status)
 
 
-def _start(files: RunFolder, run: RunConfig, machine: MachineConfig, plan: BatchPlan) -> dict[str, Value]:
-    """Write what is known at the start (rank 0), or check that a resumption computes the same sums."""
-    row = describe_run(run, machine, plan)
+def _start(files: RunFolder, run: RunConfig, machine: MachineConfig, row: dict[str, Value]) -> dict[str, Value]:
+    """Write what is known at the start (rank 0), or check that a resumption computes the same sums; return the row."""
     if files.checkpoint.exists() and files.run.exists():
         before = read_json(files.run)
         for name in SAME_ON_RESUME:
@@ -107,7 +106,10 @@ def _start(files: RunFolder, run: RunConfig, machine: MachineConfig, plan: Batch
         files.path.mkdir(parents=True, exist_ok=True)
         write_json(files.config, json.loads(run.model_dump_json()))
         write_json(files.machine, json.loads(machine.model_dump_json()))
+        write_json(files.routing, {"tensors": (table := routing_table(run))})
         write_json(files.run, row)
+        for tensor in table:
+            print(*(f"{name} {value}" for name, value in tensor.items()), sep="  ", flush=True)
     return row
 
 

@@ -7,6 +7,7 @@ holds it, so a dead worker never keeps one. Nothing is ever deleted: a run that 
 
 import fcntl
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from sweeps.sweep_file import dump_spec, read_spec
 Stage = Literal["grid", "confirm"]
 
 _LOG_LINES_KEPT = 20
+_CLAIM_TRIES = 5
+_LOOK_SECONDS = 0.01
 
 
 class State(StrEnum):
@@ -124,7 +127,7 @@ def claim(run: RunFolder) -> Iterator[int | None]:
     """Claim a run for as long as the block lasts; yields the lock's descriptor, or None when another process has it."""
     descriptor = os.open(run.claim, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        yield descriptor if _lock(descriptor, fcntl.LOCK_EX) else None
+        yield descriptor if _lock_past_lookers(descriptor) else None
     finally:
         os.close(descriptor)
 
@@ -190,6 +193,15 @@ def _is_claimed(run: RunFolder) -> bool:
         return not _lock(descriptor, fcntl.LOCK_SH)
     finally:
         os.close(descriptor)
+
+
+def _lock_past_lookers(descriptor: int) -> bool:
+    """Take the lock for oneself; whoever merely looks whether it is held (`state`) has it for an instant."""
+    for _ in range(_CLAIM_TRIES):
+        if _lock(descriptor, fcntl.LOCK_EX):
+            return True
+        time.sleep(_LOOK_SECONDS)
+    return False
 
 
 def _lock(descriptor: int, kind: int) -> bool:

@@ -1,5 +1,8 @@
+import fcntl
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -156,3 +159,12 @@ def test_manifest_of_an_empty_folder_says_that_nothing_was_started(tmp_path: Pat
     with pytest.raises(ValueError, match=r"no sweep\.json there; no sweep has been started"):
         SweepFolder(tmp_path).read_manifest()
     assert records(SweepFolder(tmp_path)) == []
+
+
+def test_claim_is_not_lost_to_someone_who_only_looks(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    looker = os.open(run.claim, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(looker, fcntl.LOCK_SH)
+    threading.Timer(0.015, os.close, [looker]).start()
+    with claim(run) as held:
+        assert held is not None

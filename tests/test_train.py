@@ -1,6 +1,7 @@
 """One run from its configuration to its record: what it computes, how it stops, how it goes on."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from harness.callbacks.interruption import Interrupted
 from harness.config import MachineConfig, RunConfig
 from harness.corpus import prepare
 from harness.data import MicroBatches
+from harness.model import Transformer
 from harness.module import LanguageModel
 from harness.record import EVALUATION_COLUMNS, RUN_COLUMNS, RunFolder, read_json, read_rows
 from harness.shards import open_shard
@@ -65,6 +67,15 @@ def test_train_records_every_column_at_every_mark(finished: Path) -> None:
     for name in CLOCKS:
         seconds = [row[name] for row in rows]
         assert seconds == sorted(seconds)
+
+
+def test_train_records_which_algorithm_updates_which_tensor(run: RunConfig, finished: Path) -> None:
+    tensors = read_json(RunFolder(finished).routing)["tensors"]
+    assert [tensor["name"] for tensor in tensors] == [name for name, _ in Transformer(run.model).named_parameters()]
+    muon = sum(math.prod(tensor["shape"]) for tensor in tensors if tensor["algorithm"] == "muon")
+    rest = sum(math.prod(tensor["shape"]) for tensor in tensors if tensor["algorithm"] == "adamw")
+    assert read_json(RunFolder(finished).run)["routing"] == f"adamw: {rest}, muon: {muon}"
+    assert muon == 2 * 12 * 32 * 32  # two layers of twelve width² weights
 
 
 def test_muon_update_rms_is_the_one_that_its_scale_promises(finished: Path) -> None:
