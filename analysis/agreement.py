@@ -8,6 +8,7 @@ import polars as pl
 
 from analysis.curves import Records
 from analysis.schemas import AGREEMENT, table
+from analysis.variants import differing_settings
 
 _PLACE = (
     "model",
@@ -53,7 +54,8 @@ def what_differs(new: Records, reference: Records) -> str:
         ours, theirs = (set(records.runs[column]) for records in (new, reference))
         if ours != theirs:
             return f"{meaning}: {_listed(ours)} here, {_listed(theirs)} in the reference"
-    return ""
+    settings = differing_settings(pl.concat([new.runs, reference.runs]))
+    return f"the settings differ: {', '.join(settings)}" if settings else ""
 
 
 def _listed(values: set[Any]) -> str:

@@ -1,7 +1,8 @@
 """The answer in words: one table and a few sentences for each target, made from frames; no claim beyond a verdict.
 
-A ratio counts as a difference only where its verdict is `ok` and its interval excludes 1; two critical batches only
-where both verdicts are `ok` and the intervals do not overlap. Frontiers carry no interval, and the sentence says so.
+A ratio counts as a difference only where its verdict is `ok` and its interval excludes 1; a trend only where that holds
+of every ratio in it; two critical batches only where both verdicts are `ok` and the intervals do not overlap. A reason
+beside `ok` is a reservation, and is said. Frontiers carry no interval, and the sentence says so.
 """
 
 from dataclasses import dataclass
@@ -95,6 +96,7 @@ def _ratio_sentence(row: Row) -> str:
     ratio = f"token ratio {fmt.estimate(row, 'token_ratio')}"
     if row["verdict"] != "ok":
         return f"{place} {challenger} and {baseline} are not ranked: {ratio}, {fmt.judged(row)}."
+    ratio += f"; {row['reason']}" if row["reason"] else ""
     if low is not None and low > 1:
         return f"{place} {challenger} needs fewer tokens than {baseline} ({ratio})."
     if high is not None and high < 1:
@@ -104,11 +106,13 @@ def _ratio_sentence(row: Row) -> str:
 
 def _trend_sentence(row: Row) -> str:
     pair = f"The token ratio of {fmt.optimizer_name(row['baseline'])} over {fmt.optimizer_name(row['challenger'])}"
-    if row["verdict"] in ("rising", "falling"):
-        direction = "rises" if row["verdict"] == "rising" else "falls"
-        caveat = f"; {row['reason']}" if row["reason"] else ""
-        return f"{pair} {direction} with the batch (slope {fmt.estimate(row, 'slope')} in log R against log B{caveat})."
-    return f"{pair}: no trend with the batch is decided ({fmt.judged(row)})."
+    slope = f"slope {fmt.estimate(row, 'slope')} in log R against log B"
+    directions = {"rising": "rises", "falling": "falls"}
+    if row["verdict"] not in directions:
+        return f"{pair}: no trend with the batch is decided ({fmt.judged(row)})."
+    if row["reason"]:
+        return f"{pair}: no trend with the batch is claimed ({slope}, resting on ratios with caveats: {row['reason']})."
+    return f"{pair} {directions[row['verdict']]} with the batch ({slope})."
 
 
 def _critical_sentence(baseline: str, name: str, criticals: dict[str, Row]) -> str:

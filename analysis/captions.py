@@ -42,8 +42,8 @@ FIGURES: dict[str, Caption] = {
     ),
     "token_ratios": Caption(
         "Token ratio",
-        """Tokens of the baseline over tokens of the other optimizer, at the same batch and loss, each at its own
-        best learning rate; bars are {level} intervals. Above 1 the other optimizer needs fewer tokens. Points of
+        """Tokens of the baseline over tokens of the other optimizer, at the same batch and loss, each at the learning
+        rate chosen for it; bars are {level} intervals. Above 1 the other optimizer needs fewer tokens. Points of
         different targets are set side by side. The slope is d log ratio / d log batch with its interval. A hollow
         marker carries a caveat: the table's verdict and reason say which.""",
         ("token_ratios", "ratio_trends"),
@@ -77,7 +77,7 @@ FIGURES: dict[str, Caption] = {
     ),
     "equal_budget": Caption(
         "Loss at equal tokens",
-        """Validation loss after the same number of training tokens, at the marks that most batch sizes share; mean
+        """Validation loss after the same number of training tokens, at marks beyond the warmup of every run; mean
         over the runs at the chosen rate with its {level} interval. Intermediate marks lie on the way of longer
         runs.""",
         ("equal_budget",),

@@ -1,6 +1,6 @@
 """One estimate a cell: T at the chosen rate, with the interval that its seeds and the pooled noise support."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,9 @@ from analysis.schemas import CELLS, RATES, table
 
 #: A target reached within fewer multiples of the warmup says more about the warmup than about the batch.
 MIN_WARMUPS_TO_TARGET = 5
+
+#: Fresh seeds ran at a rate chosen for one target; at another, a rate of the grid that is better by more is named.
+MAX_EXCESS_TOKENS = 0.05
 
 #: Runs alike in these differ in their seeds alone.
 _REPLICATES = ("optimizer", "global_batch_tokens", "peak_lr", "stage")
@@ -54,7 +57,7 @@ def estimate_cells(targets: pl.DataFrame, level: float) -> Cells:
         names = dict(zip(SERIES, key, strict=True))
         rates = summarize_rates(series.filter(pl.col("stage") == "grid"))
         fitted = fit_rates(rates, noise[key], level)
-        rate_rows += [names | _rate_row(row, fitted) for row in rates.iter_rows(named=True)]
+        rate_rows += [names | row for row in _rate_rows(rates, fitted)]
         for (batch,), cell in series.group_by(["global_batch_tokens"], maintain_order=True):
             own = rates.filter(pl.col("global_batch_tokens") == batch)
             row, used = _cell(cell, own, fitted, noise[key], level)
@@ -89,10 +92,11 @@ def complete_groups(runs: pl.DataFrame) -> pl.DataFrame:
     return runs.filter(pl.col("log_tokens").is_not_null().all().over(_REPLICATES))
 
 
-def _rate_row(row: dict[str, Any], fitted: RateCurves | None) -> dict[str, Any]:
-    log_tokens = row.pop("log_tokens")
-    curve = fitted.log_tokens(row["global_batch_tokens"], row["peak_lr"]) if fitted else None
-    return row | {"tokens_to_target": _exp(log_tokens), "fitted_tokens": _exp(curve)}
+def _rate_rows(rates: pl.DataFrame, fitted: RateCurves | None) -> Iterator[dict[str, Any]]:
+    for row in rates.iter_rows(named=True):
+        log_tokens = row.pop("log_tokens")
+        curve = fitted.log_tokens(row["global_batch_tokens"], row["peak_lr"]) if fitted else None
+        yield row | {"tokens_to_target": _exp(log_tokens), "fitted_tokens": _exp(curve)}
 
 
 def _cell(
@@ -107,6 +111,10 @@ def _cell(
     verdict, reason = _verdict(cell, used, lr_verdict)
     known = verdict in ("ok", "mid_schedule", "warmup_confounded", "edge_of_grid")
     low, high = _interval(used, noise, level) if known else (None, None)
+    if known:
+        reason = _join(
+            reason, _reservation(lr_verdict, optimum[0], best_lr, cell), _better_rate(best_lr, rates, fitted)
+        )
     if known and low is None:
         reason = _join(reason, "no interval: too few repeated runs to estimate the noise")
     row = {
@@ -159,6 +167,30 @@ def _verdict(cell: pl.DataFrame, used: pl.DataFrame, lr_verdict: str) -> tuple[s
     }
     found = {name: reason for name, (holds, reason) in caveats.items() if holds}
     return next(iter(found), "ok"), _join(*found.values())
+
+
+def _reservation(lr_verdict: str, optimum: float | None, best_lr: float | None, cell: pl.DataFrame) -> str:
+    """Say what the grid leaves open about a rate that nothing proves wrong."""
+    if lr_verdict == "single_rate":
+        return "only one learning rate was tried"
+    place, tried = best_lr if optimum is None else optimum, cell["peak_lr"].to_list()
+    open_ended = lr_verdict == "not_identified" and place is not None and not min(tried) < place < max(tried)
+    return "the best learning rate may lie outside those tried" if open_ended else ""
+
+
+def _better_rate(best_lr: float | None, rates: pl.DataFrame, fitted: RateCurves | None) -> str:
+    """Name the rate of the grid that the runs should have had at this target, if it matters."""
+    grid = [(row["fitted_tokens"] or row["tokens_to_target"], row["peak_lr"]) for row in _rate_rows(rates, fitted)]
+    tokens = {rate: tokens for tokens, rate in grid if tokens is not None}
+    if best_lr not in tokens:
+        return ""
+    least, rate = min((tokens, rate) for rate, tokens in tokens.items())
+    saved = 1 - least / tokens[best_lr]
+    return (
+        f"learning rate {rate:.3g} takes {saved:.0%} fewer tokens in the grid's fit"
+        if saved > MAX_EXCESS_TOKENS
+        else ""
+    )
 
 
 def _interval(used: pl.DataFrame, noise: Noise | None, level: float) -> tuple[float | None, float | None]:

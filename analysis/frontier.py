@@ -70,8 +70,12 @@ def fit_step_costs(runs: pl.DataFrame) -> dict[tuple[str, str], StepCost]:
         num_batches = len(np.unique(tokens))
         columns = [np.ones_like(tokens), tokens] if num_batches > 1 else [np.zeros_like(tokens), tokens]
         (per_step, per_token), _ = nnls(np.column_stack(columns) / seconds[:, None], np.ones_like(seconds))
+        worst = float(np.max(np.abs((per_step + per_token * tokens) / seconds - 1)))
         devices = ", ".join(sorted(set(group["device"].drop_nulls())))
-        source = f"fitted to {group.height} runs at {num_batches} batch sizes on {group['num_devices'][0]} × {devices}"
+        source = (
+            f"fitted to {group.height} runs at {num_batches} batch sizes on {group['num_devices'][0]} × {devices}, "
+            f"none more than {worst:.0%} off"
+        )
         costs[str(model), str(optimizer)] = StepCost(float(per_step), float(per_token), group["num_params"][0], source)
     return costs
 

@@ -1,5 +1,6 @@
 """R(B): the tokens that the baseline takes to a target over those of a challenger, at the same batch."""
 
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ def token_ratios(estimated: Cells, baseline: str, level: float) -> tuple[pl.Data
 
 
 def _side_by_side(cells: pl.DataFrame, baseline: str, challenger: str) -> pl.DataFrame:
-    """Return a row per batch that both have: log_ratio (null without both T), the worse verdict and its reason."""
+    """Return a row per batch that both have: log_ratio (null without both T), the worse verdict, both reasons."""
     columns = ("global_batch_tokens", "tokens_to_target", "verdict", "reason")
     sides = [cells.filter(pl.col("optimizer") == name).select(columns) for name in (baseline, challenger)]
     both = sides[0].join(sides[1], on="global_batch_tokens", suffix="_challenger").sort("global_batch_tokens")
@@ -45,18 +46,15 @@ def _side_by_side(cells: pl.DataFrame, baseline: str, challenger: str) -> pl.Dat
         pl.col(name).replace_strict(_WORST_FIRST, range(len(_WORST_FIRST)), return_dtype=pl.Int64)
         for name in ("verdict", "verdict_challenger")
     )
-    reason = (
-        pl.when(rank_challenger < rank)
-        .then(pl.format(f"{challenger}: {{}}", "reason_challenger"))
-        .when(rank < len(_WORST_FIRST) - 1)
-        .then(pl.format(f"{baseline}: {{}}", "reason"))
-        .otherwise(pl.lit(""))
+    reasons = (
+        pl.when(pl.col(column) != "").then(pl.lit(f"{name}: ") + pl.col(column))
+        for name, column in ((baseline, "reason"), (challenger, "reason_challenger"))
     )
     return both.select(
         "global_batch_tokens",
         log_ratio=(pl.col("tokens_to_target") / pl.col("tokens_to_target_challenger")).log(),
         verdict=pl.when(rank_challenger < rank).then("verdict_challenger").otherwise("verdict"),
-        reason=reason,
+        reason=pl.concat_str(reasons, separator="; ", ignore_nulls=True),
     )
 
 
@@ -135,7 +133,10 @@ def _ratio_rows(
 
 
 def _trend(known: pl.DataFrame, errors: Errors | None, level: float) -> dict[str, Any]:
-    """Fit d log R / d log B by generalised least squares; whether it rises is decided by its interval."""
+    """Fit d log R / d log B by generalised least squares; whether it rises is decided by its interval.
+
+    A ratio that moves against its slope, from one batch to a larger one and beyond the noise, has no one direction.
+    """
     batches = known["global_batch_tokens"].to_numpy().astype(float)
     spare = len(batches) - NUM_PARAMETERS
     if spare < 1:
@@ -156,11 +157,27 @@ def _trend(known: pl.DataFrame, errors: Errors | None, level: float) -> dict[str
             slope, None, "few_points", "no interval: too few repeated runs, and too few batches without them"
         )
     verdict = "rising" if slope - half > 0 else "falling" if slope + half < 0 else "unresolved"
+    against = _move_against(slope, known, errors, level) if errors and verdict != "unresolved" else ""
+    if against:
+        return _trend_row(slope, half, "non_monotone", against)
     doubtful = known.filter(pl.col("verdict") != "ok")
     reason = "; ".join(
         f"batch {batch}: {verdict}" for batch, verdict in doubtful["global_batch_tokens", "verdict"].iter_rows()
     )
     return _trend_row(slope, half, verdict, reason)
+
+
+def _move_against(slope: float, known: pl.DataFrame, errors: Errors, level: float) -> str:
+    """Name the first significant move against the slope: one-sided t tests, Bonferroni over pairs of batches."""
+    log_ratio, batches = known["log_ratio"].to_list(), known["global_batch_tokens"].to_list()
+    pairs = list(combinations(range(len(batches)), 2))
+    t = t_quantile(1 - (1 - level) / len(pairs), errors.contrast_dof)
+    for first, second in pairs:
+        move = log_ratio[second] - log_ratio[first]
+        if move * slope < 0 and abs(move) > t * errors.of_difference(first, second):
+            change = f"{abs(np.expm1(move)):.0%} {'up' if move > 0 else 'down'}"
+            return f"the ratio goes {change} from batch {batches[first]} to {batches[second]}"
+    return ""
 
 
 def _trend_row(slope: float | None, half: float | None, verdict: str, reason: str) -> dict[str, Any]:

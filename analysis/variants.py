@@ -32,6 +32,12 @@ def split_by_variants(runs: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+def differing_settings(runs: pl.DataFrame) -> list[str]:
+    """Return the settings that take several values within one model, optimizer and batch, by their full names."""
+    settings = [dict(_flat(json.loads(config or "{}"))) for config in runs["config_json"]]
+    return sorted(_varying(list(runs.select("model", "optimizer", "global_batch_tokens").iter_rows()), settings))
+
+
 def first_variant(optimizer: str, runs: pl.DataFrame) -> str:
     """Return the name that an optimizer bears among the runs: its own, or that of its first variant."""
     names = sorted(runs["optimizer"].unique())

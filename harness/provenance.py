@@ -108,7 +108,10 @@ def _machine(machine: MachineConfig, plan: BatchPlan) -> dict[str, Value]:
 
 
 def uses_gpu(machine: MachineConfig) -> bool:
-    return machine.accelerator == "gpu" or (machine.accelerator == "auto" and torch.cuda.is_available())
+    """Say whether the run trains on a GPU. Raises: ValueError when one is asked for and there is none."""
+    if machine.accelerator == "gpu" and not torch.cuda.is_available():
+        raise ValueError("machine.accelerator is gpu, but PyTorch finds no CUDA device; set it to cpu or auto")
+    return machine.accelerator != "cpu" and torch.cuda.is_available()
 
 
 def device_name(machine: MachineConfig) -> str:
@@ -122,7 +125,10 @@ def device_name(machine: MachineConfig) -> str:
 
 
 def code_commit() -> str | None:
-    """Return the commit of the checkout that this code lies in, with + for local changes; null outside a checkout."""
+    """Return the commit of the checkout that this code lies in, with + for local changes; null outside a checkout.
+
+    Code in an environment that lies inside another project's checkout is not tracked there: null too.
+    """
     here = Path(__file__).parent
 
     def git(*words: str) -> str:
@@ -130,6 +136,7 @@ def code_commit() -> str | None:
         return result.stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ".")
         return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):

@@ -24,11 +24,11 @@ from harness.batch_plan import BatchPlan, plan_batch
 from harness.callbacks.averaging import WeightAverage
 from harness.callbacks.clocks import Clocks
 from harness.callbacks.evaluation import Evaluation
-from harness.callbacks.interruption import AtomicCheckpointIO, Checkpoints
+from harness.callbacks.interruption import AtomicCheckpointIO, Checkpoints, Interrupted
 from harness.callbacks.probe import UpdateProbe
 from harness.callbacks.progress import Progress
-from harness.config import MachineConfig, RunConfig
-from harness.corpus import check_budget, prepare
+from harness.config import SCIENCE_VERSION, MachineConfig, RunConfig
+from harness.corpus import Corpus, check_budget, prepare
 from harness.data import TokenStream, validation_batches
 from harness.module import LanguageModel
 from harness.provenance import describe_run, routing_table, uses_gpu
@@ -36,7 +36,19 @@ from harness.record import RunFolder, Value, read_json, write_json
 from harness.schedule import evaluation_marks
 
 #: What must not change between a checkpoint and the resumption, for the sums to come out the same bit for bit.
-SAME_ON_RESUME = ("num_devices", "micro_batch_tokens", "accumulation", "threads", "compiled", "torch_version", "device")
+SAME_ON_RESUME = (
+    "run_id",
+    "num_devices",
+    "micro_batch_tokens",
+    "accumulation",
+    "threads",
+    "compiled",
+    "torch_version",
+    "device",
+)
+
+#: Exit status of a run that a signal stopped after its checkpoint (sysexits.h: try again later).
+STOPPED = 75
 
 
 def train(run: RunConfig, machine: MachineConfig, folder: Path, corpus_cache: Path | None = None) -> str:
@@ -50,10 +62,12 @@ def train(run: RunConfig, machine: MachineConfig, folder: Path, corpus_cache: Pa
     files = RunFolder(folder)
     if (status := finished_status(files)) is not None:
         return status
+    _check_processes(machine)
     plan = plan_batch(
         run.global_batch_tokens, run.model.sequence_length, machine.devices, machine.max_micro_batch_tokens
     )
     corpus = prepare(run.corpus, corpus_cache)
+    _check_identity(run, corpus)
     check_budget(corpus, run)
     torch.set_num_threads(machine.threads or torch.get_num_threads())
     row = _start(files, run, machine, describe_run(run, machine, plan, corpus))
@@ -91,9 +105,43 @@ def finished_status(files: RunFolder) -> str | None:
     return None if status == "running" else str(status)
 
 
+def _check_identity(run: RunConfig, corpus: Corpus) -> None:
+    """Raise ValueError when the run would not be the one that its run_id names."""
+    if run.science_version != SCIENCE_VERSION:
+        raise ValueError(
+            f"the run is of science_version {run.science_version}, this code is {SCIENCE_VERSION} and gives other "
+            f"numbers; use the code of then, or plan the sweep again"
+        )
+    if run.corpus.fingerprint != corpus.fingerprint:
+        raise ValueError(
+            f"corpus.fingerprint is not in the configuration, so that its run_id does not name the text; "
+            f"it is {corpus.fingerprint}"
+        )
+    if run.model.known_vocab_size < corpus.vocab_size:
+        raise ValueError(
+            f"model.vocab_size {run.model.known_vocab_size} is less than the {corpus.vocab_size} of the corpus; "
+            f"raise it to that"
+        )
+
+
+def _check_processes(machine: MachineConfig) -> None:
+    """Raise ValueError unless there is one process for each device: Lightning would start the missing ones itself."""
+    processes = int(os.environ["WORLD_SIZE"]) if TorchElasticEnvironment.detect() else 1
+    if processes != machine.devices:
+        raise ValueError(
+            f"a run on {machine.devices} devices takes as many processes, here are {processes}; start it with "
+            f"python -m torch.distributed.run --standalone --nproc_per_node={machine.devices} -m harness.train FOLDER"
+        )
+
+
 def _start(files: RunFolder, run: RunConfig, machine: MachineConfig, row: dict[str, Value]) -> dict[str, Value]:
     """Write what is known at the start (rank 0), or check that a resumption computes the same sums; return the row."""
-    if files.checkpoint.exists() and files.run.exists():
+    if files.checkpoint.exists():
+        if not files.run.exists():
+            raise ValueError(
+                f"{files.path}: {files.checkpoint.name} is there without the {files.run.name} that says how it was "
+                f"made; remove it to train from the start"
+            )
         before = read_json(files.run)
         for name in SAME_ON_RESUME:
             if before[name] != row[name]:
@@ -104,6 +152,8 @@ def _start(files: RunFolder, run: RunConfig, machine: MachineConfig, row: dict[s
         row |= {"started_at": before["started_at"], "resumes": before["resumes"] + 1}
     if int(os.environ.get("RANK", "0")) == 0:
         files.path.mkdir(parents=True, exist_ok=True)
+        for partial in files.path.glob(f"{files.checkpoint.name}.*"):  # of a process that was killed while it saved
+            partial.unlink()
         write_json(files.config, json.loads(run.model_dump_json()))
         write_json(files.machine, json.loads(machine.model_dump_json()))
         write_json(files.routing, {"tensors": (table := routing_table(run))})
@@ -179,7 +229,11 @@ def main() -> int:
     files = RunFolder(Path(sys.argv[1]))
     machine = read_json(files.machine) if files.machine.exists() else {}
     run = RunConfig.parse(read_json(files.config), str(files.config))
-    print(train(run, MachineConfig.parse(machine, str(files.machine)), files.path))
+    try:
+        print(train(run, MachineConfig.parse(machine, str(files.machine)), files.path))
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return STOPPED
     return 0
 
 

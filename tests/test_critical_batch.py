@@ -91,6 +91,7 @@ def test_a_curve_that_misfits_beyond_the_noise_says_so() -> None:
     p_value = row["lack_of_fit_p"]
     assert isinstance(p_value, float)
     assert p_value < 0.01
+    assert row["verdict"] in ("misfit", "not_identified")  # the wider interval may be open
     assert "widened" in str(row["reason"])
 
 

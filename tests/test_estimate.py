@@ -105,6 +105,45 @@ def test_a_cell_with_one_seed_short_of_the_target_has_no_tokens() -> None:
     }
 
 
+def test_a_cell_whose_fresh_seeds_all_fall_short_is_censored_not_unreached() -> None:
+    lab = replace(LAB, fresh_seeds=(2, 3))
+    runs = [replace(r, log_tokens=99.0) if r.stage == "confirm" and r.batch == 4096 else r for r in plan(lab)]
+    cells = estimate(records(lab, runs)).cells.filter(pl.col("global_batch_tokens") == 4096)
+    assert set(cells["verdict"]) == {"censored"}
+    assert set(cells["reason"]) == {"2 of 2 runs at the chosen rate fell short"}
+
+
+def test_a_cell_read_off_a_decaying_rate_is_marked_as_biased() -> None:
+    made = records(LAB)
+    decaying = replace(made, runs=made.runs.with_columns(protocol=pl.lit("mid_schedule")))
+    estimates = estimate(decaying)
+    frames = (estimates.cells, estimates.token_ratios, estimates.critical_batches)
+    assert all("ok" not in set(frame["verdict"]) for frame in frames)
+    assert "mid_schedule" in set(estimates.cells["verdict"])
+
+
+def test_a_cell_tells_all_its_caveats() -> None:
+    low_grid = replace(LAB, noise=0.03, rates=(0.1, 0.2, 0.4), budget_over_target=20, warmup_tokens=200_000)
+    cells = estimate(records(low_grid)).cells
+    both = cells.filter(pl.col("verdict") == "warmup_confounded", pl.col("lr_verdict") == "edge_of_grid")
+    assert both.height > 0
+    assert both["reason"].str.contains("upper bound").all()
+
+
+def test_a_cell_of_one_rate_says_that_it_was_not_tuned() -> None:
+    cells = estimate(records(replace(LAB, rates=(1.0,)))).cells
+    assert cells["reason"].str.contains("only one learning rate was tried").all()
+
+
+def test_a_cell_names_the_rate_that_its_fresh_seeds_should_have_had() -> None:
+    lab = replace(LAB, noise=0.01)
+    runs = [replace(r, peak_lr=r.peak_lr / 2) if r.stage == "confirm" else r for r in plan(lab)]
+    cells = estimate(records(lab, runs)).cells
+    best = LAB.optimizers["adamw"].optimum(1024)
+    reasons = cells.filter(pl.col("optimizer") == "adamw", pl.col("global_batch_tokens") == 1024)["reason"]
+    assert all(f"learning rate {best:.3g} takes 1" in reason for reason in reasons)  # 1 - exp(-.3 ln(2)^2) = 13 %
+
+
 def test_equal_budget_uses_marks_that_every_run_compared_reached() -> None:
     made = records(LAB)
     table = estimate(made).equal_budget
@@ -119,6 +158,25 @@ def test_equal_budget_calls_the_common_end_final() -> None:
     table = estimate(records(LAB, runs)).equal_budget
     assert set(table.filter(pl.col("tokens") == 262_144)["mark"]) == {"final"}
     assert set(table.filter(pl.col("tokens") < 262_144)["mark"]) == {"intermediate"}
+
+
+def test_equal_budget_leaves_out_marks_inside_the_warmup_of_any_run() -> None:
+    made = records(replace(LAB, warmup_tokens=0))
+    plain = estimate(made).equal_budget
+    slow_start = pl.when(pl.col("global_batch_tokens") == 16384).then(65_536).otherwise("warmup_tokens")
+    table = estimate(replace(made, runs=made.runs.with_columns(warmup_tokens=slow_start))).equal_budget
+    assert plain["tokens"].min() < 65_536 < table["tokens"].min()
+    assert_frame_equal(table, plain.filter(pl.col("tokens") > 65_536))
+
+
+def test_equal_budget_is_empty_where_the_warmup_outlasts_a_run() -> None:
+    assert estimate(records(replace(LAB, warmup_tokens=10**7))).equal_budget.is_empty()
+
+
+def test_equal_budget_has_no_row_for_a_cell_of_which_a_fresh_run_diverged() -> None:
+    lab = replace(LAB, fresh_seeds=(2, 3))
+    runs = [replace(r, status="diverged") if (r.batch, r.seed) == (1024, 3) else r for r in plan(lab)]
+    assert set(estimate(records(lab, runs)).equal_budget["global_batch_tokens"]) == {256, 4096, 16384}
 
 
 def test_equal_budget_loss_is_that_of_the_fresh_runs() -> None:
@@ -158,6 +216,18 @@ def test_agreement_is_not_claimed_over_another_corpus() -> None:
     assert table.height > 0
     assert table["agrees"].null_count() == table.height
     assert set(table["reason"]) == {"the corpus differs: f1 here, f2 in the reference"}
+
+
+def test_agreement_is_not_claimed_over_other_settings() -> None:
+    ours, theirs = (
+        replace(made, runs=made.runs.with_columns(config_json=pl.lit(config)))
+        for made, config in (
+            (records(LAB), '{"optimizer": {"momentum": 0.9, "peak_lr": 1}}'),
+            (records(LAB), '{"optimizer": {"momentum": 0.95, "peak_lr": 2}}'),
+        )
+    )
+    assert set(estimate(ours, reference=theirs).agreement["reason"]) == {"the settings differ: optimizer.momentum"}
+    assert estimate(ours, reference=ours).agreement["agrees"].all()
 
 
 def test_analysis_loads_no_torch_and_no_plotting() -> None:

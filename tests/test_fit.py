@@ -68,6 +68,22 @@ def test_fit_profile_agrees_with_the_linear_approximation_when_noise_is_small() 
     assert np.log(estimate.high / estimate.low) / 2 == pytest.approx(half, rel=1e-2)
 
 
+def test_fit_knows_a_variance_from_misfit_to_the_spare_points_only() -> None:
+    batches, error = np.array([256.0, 1024.0, 4096.0, 16384.0]), 0.01
+    bent = planted(batches, 1e5, 2000.0) + np.array([1.0, -1.0, 1.0, -1.0]) * 3 * error
+    fit = fit_saturating(batches, bent, 0.9, Errors(np.eye(4) * error**2, 12.0, 12.0))
+    assert fit.birge_factor > 1
+    assert fit.allowed == fit.allowed_batch == pytest.approx(2.919986**2, rel=1e-6)  # t of 2 degrees of freedom
+
+
+def test_fit_bounds_t_min_from_below_only_where_its_own_interval_does() -> None:
+    """The region of T_min is that of all errors, wider than the contrasts' that bounds B_crit."""
+    batches = np.array([256.0, 1024.0, 4096.0, 16384.0])
+    fit = fit_saturating(batches, planted(batches, 1e5, 150.0), 0.9, Errors(np.eye(4) * 0.01, 1.0, 100.0))
+    assert fit.critical_batch_tokens.low is not None
+    assert fit.t_min_tokens.low is None
+
+
 def test_fit_leaves_the_interval_open_where_the_knee_is_beyond_the_batches() -> None:
     batches = np.array([256.0, 1024.0, 4096.0, 16384.0])
     errors = Errors(np.eye(4) * 0.01, 12.0, 12.0)

@@ -303,7 +303,7 @@ def test_set_is_checked_like_the_file(setting: str, message: str) -> None:
 
 def test_sweep_file_reads_exponents_as_numbers_and_refuses_a_key_given_twice(tmp_path: Path) -> None:
     assert read_spec("quickstart").optimizers["adamw"].learning_rate == LearningRates(
-        centre=0.016, at_batch_tokens=1024, cap=0.032, multiples=(0.5, 1, 2)
+        centre=0.008, at_batch_tokens=1024, cap=0.012, multiples=(0.5, 1, 2)
     )
     path = tmp_path / "twice.yaml"
     path.write_text("name: a\nbase: {}\nname: b\n")

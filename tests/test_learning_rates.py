@@ -39,6 +39,19 @@ def test_fit_rates_recovers_planted_optima_with_one_shared_curvature() -> None:
         assert low < optimum < high
 
 
+def test_fit_rates_widens_optima_where_one_curvature_misfits() -> None:
+    rates = (0.005, 0.01, 0.02)
+    alike = rates_of({256: parabola(0.01, rates), 1024: parabola(0.01, rates)})
+    unlike = rates_of({256: parabola(0.01, rates, 0.1), 1024: parabola(0.01, rates, 0.5)})
+    widths = []
+    for frame in (alike, unlike):
+        fitted = fit_rates(frame, QUIET, 0.9)
+        assert fitted is not None
+        _, low, high = fitted.optimum(256)
+        widths.append(np.inf if low is None or high is None else high / low)
+    assert widths[1] > 1.5 * widths[0]
+
+
 def test_fit_rates_needs_three_rates_somewhere() -> None:
     assert fit_rates(rates_of({256: parabola(0.01, (0.01, 0.02))}), QUIET, 0.9) is None
     assert fit_rates(rates_of({}), QUIET, 0.9) is None

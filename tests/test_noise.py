@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from analysis.noise import Noise, pooled, t_quantile
+from analysis.noise import Noise, lack_of_fit, pooled, t_quantile
 
 
 def runs(values: dict[tuple[str, str, str], float]) -> pl.DataFrame:
@@ -62,3 +62,15 @@ def test_errors_of_means_shrink_with_seeds_and_share_what_seeds_share() -> None:
 def test_t_quantile_matches_the_table() -> None:
     assert t_quantile(0.9, 3) == pytest.approx(2.353363, abs=1e-6)
     assert t_quantile(0.95, 10) == pytest.approx(2.228139, abs=1e-6)
+
+
+def test_error_of_a_difference_leaves_out_what_both_cells_share() -> None:
+    noise = Noise(variance=1.0, same_cell=0.6, other_cell=0.5, dof=9.0, contrast_dof=9.0)
+    errors = noise.of_means([["0", "1"], ["0", "1"], ["2"]])
+    assert errors.of_difference(0, 1) == pytest.approx(0.5**0.5)
+    assert errors.of_difference(0, 2) == pytest.approx(1.5**0.5)
+
+
+def test_lack_of_fit_is_the_upper_tail_of_f() -> None:
+    assert lack_of_fit(3.885294, spare=2, dof=12) == pytest.approx(0.05, abs=1e-6)
+    assert lack_of_fit(3.885294, spare=0, dof=12) is None

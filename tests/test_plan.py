@@ -100,12 +100,12 @@ def test_preset_budgets_are_those_that_are_promised() -> None:
         256: 393_216, 1024: 524_288, 4096: 1_048_576, 16384: 2_097_152,
     }  # fmt: skip
     assert {batch: cells["adamw", batch].peak_lrs for _, batch in cells} == {
-        256: (0.004, 0.008, 0.016), 1024: (0.008, 0.016, 0.032),
-        4096: (0.016, 0.032, 0.064), 16384: (0.016, 0.032, 0.064),
+        256: (0.002, 0.004, 0.008), 1024: (0.004, 0.008, 0.016),
+        4096: (0.006, 0.012, 0.024), 16384: (0.006, 0.012, 0.024),
     }  # fmt: skip
     assert {batch: cells["muon", batch].peak_lrs for _, batch in cells} == {
-        256: (0.008, 0.016, 0.032), 1024: (0.016, 0.032, 0.064),
-        4096: (0.032, 0.064, 0.128), 16384: (0.032, 0.064, 0.128),
+        256: (0.006, 0.012, 0.024), 1024: (0.012, 0.024, 0.048),
+        4096: (0.024, 0.048, 0.096), 16384: (0.032, 0.064, 0.128),
     }  # fmt: skip
     assert {cells["muon", batch].work.warmup_tokens for _, batch in cells} == {16_384, 65_536}
     assert {(row.grid_runs, row.confirm_runs) for row in quickstart.rows} == {(6, 2)}

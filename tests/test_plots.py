@@ -228,3 +228,43 @@ def test_loss_curves_show_the_chosen_rate_only(pair):
     chosen = pair.cells.filter(pl.col("optimizer") == "adamw", pl.col("target_loss_nats") == 2.0)
     lines = [line for line in ax.lines if len(line.get_xdata()) > 2]
     assert len(lines) == chosen["num_seeds"].sum() + 2 * chosen.height
+
+
+def legend(figure):
+    return {text.get_text() for side in figure.legends for text in side.get_texts()}
+
+
+def test_legend_lists_only_what_is_drawn(pair, short):
+    assert not any("not reached" in label for label in legend(plots.headline(pair)))
+    assert "left: not reached by all" in legend(plots.headline(short))
+    assert "a run fell short" not in legend(plots.learning_rates(pair))
+    assert "a run fell short" in legend(plots.learning_rates(short))
+    assert "left: with a caveat" not in legend(plots.headline(without_caveats(pair)))
+    assert "with a caveat" not in legend(plots.token_ratios(without_caveats(pair)))
+
+
+def without_caveats(estimates):
+    names = ("cells", "critical_batches", "token_ratios")
+    frames = {name: getattr(estimates, name).with_columns(verdict=pl.lit("ok")) for name in names}
+    return replace(estimates, **frames)
+
+
+@pytest.mark.parametrize("kind", ["measured", "projected"])
+def test_legend_of_the_frontier_lists_only_its_kinds_of_points(kind, pair):
+    points = pair.frontier.filter(pl.col("kind") == kind)
+    drawn = legend(plots.frontier_device_seconds(replace(pair, frontier=points.filter("on_frontier"))))
+    assert drawn == {"AdamW", "Muon", kind}
+
+
+def test_legend_lists_only_optimizers_that_are_drawn(pair):
+    alone = replace(pair, frontier=pair.frontier.filter(pl.col("optimizer") == "muon"))
+    assert "AdamW" not in legend(plots.frontier_flops(alone))
+    no_interval = pl.lit(None, pl.Float64)
+    bare = pair.equal_budget.with_columns(val_loss_nats_low=no_interval, val_loss_nats_high=no_interval)
+    bare = replace(pair, equal_budget=bare.filter(pl.col("optimizer") == "muon"))
+    assert legend(plots.equal_budget(bare)) == {"Muon"}
+
+
+def test_equal_budget_without_marks_beyond_the_warmup_says_so():
+    figure = plots.equal_budget(estimate(records(replace(LAB, warmup_tokens=10**7))))
+    assert "beyond the largest warmup (10.0M tokens)" in texts(figure)

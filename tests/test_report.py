@@ -233,3 +233,19 @@ def test_importing_the_report_loads_no_plotting_library_and_no_torch():
     code = "import sys, analysis.report; print({'seaborn', 'matplotlib', 'jinja2', 'torch'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_answer_claims_no_trend_over_ratios_with_caveats(estimates):
+    changed = with_columns(estimates.ratio_trends, verdict="rising", reason="batch 4096: edge_of_grid")
+    said = sentences(replace(estimates, ratio_trends=changed))
+    assert "no trend with the batch is claimed" in said
+    assert " rises with" not in said
+
+
+def test_answer_tells_the_reservation_beside_a_claim(estimates):
+    changed = with_columns(
+        estimates.token_ratios, verdict="ok", reason="muon: one rate", token_ratio_low=1.2, token_ratio_high=1.9
+    )
+    said = sentences(replace(estimates, token_ratios=changed))
+    assert "needs fewer tokens" in said
+    assert said.count("; muon: one rate)") == said.count("needs fewer tokens")

@@ -83,6 +83,22 @@ def test_ratio_trend_equals_the_planted_power() -> None:
     assert trends["slope_low"][0] < 0.2 < trends["slope_high"][0]
 
 
+def test_ratio_trend_with_a_fall_on_its_way_is_not_called_rising() -> None:
+    base, dip = LAB.optimizers["adamw"], {1024: -1.0, 4096: -0.5, 16384: -2.0}
+    lab = replace(LAB, noise=0.05, optimizers={"adamw": base, "muon": replace(base, extra=dip)})
+    _, trends = ratios(lab)
+    assert trends["slope_low"][0] > 0
+    assert trends["verdict"].to_list() == ["non_monotone"]
+    assert "down from batch 1024 to 4096" in trends["reason"][0]
+
+
+def test_token_ratio_passes_on_the_reservations_of_both_sides() -> None:
+    table, _ = ratios(replace(LAB, rates=(1.0,), grid_seeds=(0, 1, 4)))
+    assert set(table["verdict"]) == {"ok"}
+    one = "only one learning rate was tried"
+    assert set(table["reason"]) == {f"adamw: {one}; muon: {one}"}
+
+
 def test_ratio_trend_needs_three_batches() -> None:
     _, trends = ratios(replace(LAB, batches=(256, 1024)))
     assert trends.select("slope", "verdict").row(0) == (None, "few_points")

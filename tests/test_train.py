@@ -15,14 +15,14 @@ import torch
 
 from harness.batch_plan import plan_batch
 from harness.callbacks.interruption import Interrupted
-from harness.config import MachineConfig, RunConfig
+from harness.config import SCIENCE_VERSION, MachineConfig, RunConfig
 from harness.corpus import prepare
 from harness.data import MicroBatches
 from harness.model import Transformer
 from harness.module import LanguageModel
 from harness.record import EVALUATION_COLUMNS, RUN_COLUMNS, RunFolder, read_json, read_rows
 from harness.shards import open_shard
-from harness.train import train
+from harness.train import STOPPED, train
 from tests.runs import tiny_run
 
 CLOCKS = {"train_seconds", "eval_seconds", "other_seconds"}
@@ -176,8 +176,8 @@ def test_signal_saves_at_the_step_boundary_and_resume_is_bit_exact(
     assert read_json(RunFolder(folder).run)["resumes"] == 2
 
 
-def test_resume_refuses_another_factorisation(
-    run: RunConfig, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_resume_refuses_another_factorisation_and_another_run(
+    run: RunConfig, text: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         act_in_micro_batch(patch, 9, crash)
@@ -186,7 +186,78 @@ def test_resume_refuses_another_factorisation(
     other = EVERY_STEP.model_copy(update={"max_micro_batch_tokens": 64})
     with pytest.raises(ValueError, match="made with micro_batch_tokens 128, now it is 64"):
         train(run, other, tmp_path, cache)
+    other_rate = tiny_run(text, cache, optimizer={"name": "muon", "peak_lr": 0.01, "momentum": 0.9})
+    with pytest.raises(ValueError, match=r"made with run_id \S+-lr0.02-\S+, now it is \S+-lr0.01-"):
+        train(other_rate, EVERY_STEP, tmp_path, cache)
     assert train(run, EVERY_STEP, tmp_path, cache) == "finished"
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        ("evaluations.jsonl", r"rows of steps \[\], but .* of \[0, 4, 6\]"),
+        ("run.json", "checkpoint.ckpt is there without"),
+    ],
+)
+def test_resume_refuses_a_record_that_lost_a_file(
+    run: RunConfig, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str, message: str
+) -> None:
+    with monkeypatch.context() as patch:
+        act_in_micro_batch(patch, 30, crash)
+        with pytest.raises(CrashError):
+            train(run, EVERY_STEP, tmp_path, cache)
+    (tmp_path / lost).unlink()
+    with pytest.raises(ValueError, match=message):
+        train(run, EVERY_STEP, tmp_path, cache)
+    RunFolder(tmp_path).checkpoint.unlink()
+    assert train(run, EVERY_STEP, tmp_path, cache) == "finished"
+
+
+@pytest.mark.parametrize(
+    ("change", "machine", "message"),
+    [
+        ({"science_version": SCIENCE_VERSION + 1}, {}, "this code is 1 and gives other numbers"),
+        ({"fingerprint": None}, {}, "corpus.fingerprint is not in the configuration"),
+        ({"vocab_size": 100}, {}, "model.vocab_size 100 is less than the 128 of the corpus"),
+        ({}, {"devices": 2}, "takes as many processes, here are 1"),
+    ],
+)
+def test_train_refuses_what_its_run_id_would_not_name(
+    run: RunConfig, cache: Path, tmp_path: Path, change: dict[str, Any], machine: dict[str, Any], message: str
+) -> None:
+    changed = run.model_copy(
+        update={
+            "corpus": run.corpus.model_copy(update={k: v for k, v in change.items() if k == "fingerprint"}),
+            "model": run.model.model_copy(update={k: v for k, v in change.items() if k == "vocab_size"}),
+            "science_version": change.get("science_version", run.science_version),
+        }
+    )
+    with pytest.raises(ValueError, match=message):
+        train(changed, MACHINE.model_copy(update=machine), tmp_path / "run", cache)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpu_that_is_not_there_is_named(run: RunConfig, cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="accelerator is gpu, but PyTorch finds no CUDA device"):
+        train(run, MACHINE.model_copy(update={"accelerator": "gpu"}), tmp_path / "run", cache)
+    assert not (tmp_path / "run").exists()
+
+
+def test_bf16_learns_as_fp32_does_but_is_not_the_same(text: Path, cache: Path, finished: Path, tmp_path: Path) -> None:
+    run = tiny_run(text, cache, precision="bf16")
+    assert train(run, MACHINE, tmp_path, cache) == "finished"
+    ours, theirs = science_rows(tmp_path)[-1], science_rows(finished)[-1]
+    assert ours["val_loss_nats"] == pytest.approx(theirs["val_loss_nats"], abs=0.02)
+    assert ours["val_loss_nats"] != theirs["val_loss_nats"]
+
+
+@pytest.mark.parametrize("schedule", [{}, {"kind": "cosine"}])
+def test_run_of_one_step_is_a_run(text: Path, cache: Path, tmp_path: Path, schedule: dict[str, Any]) -> None:
+    run = tiny_run(text, cache, token_budget=700, schedule=schedule)
+    assert train(run, MACHINE, tmp_path, cache) == "finished"
+    assert [row["step"] for row in science_rows(tmp_path)] == [0, 1]
+    assert read_json(RunFolder(tmp_path).run)["tokens_seen"] == 512
 
 
 def test_stop_at_loss_ends_the_run_at_the_mark_that_reached_it(run: RunConfig, cache: Path, tmp_path: Path) -> None:
@@ -235,11 +306,15 @@ def write_run(folder: Path, run: RunConfig, machine: MachineConfig) -> None:
     (folder / "machine.json").write_text(machine.model_dump_json())
 
 
-def wait_for(path: Path, seconds: float = 60.0) -> None:
+def wait_for_change(path: Path, before: int | None, seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < end, f"{path} did not appear"
+    while modified(path) in (None, before):
+        assert time.monotonic() < end, f"{path} was not written"
         time.sleep(0.01)
+
+
+def modified(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 @pytest.mark.slow
@@ -248,15 +323,17 @@ def test_kill_terminate_and_finish_in_separate_processes_is_bit_exact(text: Path
     train(run, EVERY_STEP, tmp_path / "undisturbed", cache)
     folder = tmp_path / "disturbed"
     write_run(folder, run, EVERY_STEP)
-    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
+    for number, status in ((signal.SIGKILL, -9), (signal.SIGTERM, STOPPED), (signal.SIGKILL, -9)):
+        before = modified(folder / "checkpoint.ckpt")
         process = start(folder, cache)
-        wait_for(folder / "checkpoint.ckpt")
-        time.sleep(0.7)
+        wait_for_change(folder / "checkpoint.ckpt", before)
+        time.sleep(0.2)
         process.send_signal(number)
         process.communicate(timeout=60)
-        assert process.returncode != 0
+        assert process.returncode == status
     output, _ = (process := start(folder, cache)).communicate(timeout=120)
     assert process.returncode == 0, output
+    assert read_json(RunFolder(folder).run)["resumes"] == 3
     assert science_rows(folder) == science_rows(tmp_path / "undisturbed")
 
 

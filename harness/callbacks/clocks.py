@@ -25,9 +25,9 @@ class Clocks(pl.Callback):
 
     @contextmanager
     def use(self, clock: Clock) -> Iterator[None]:
-        """Let `clock` run inside the block."""
+        """Let `clock` run inside the block; before the first step of a compiled run, `other`, as it compiles."""
         before = self._running
-        self.switch(clock)
+        self.switch("other" if self._compiling else clock)
         try:
             yield
         finally:
@@ -48,6 +48,9 @@ class Clocks(pl.Callback):
         if self._compiling:
             self._compiling = False
             self.switch("train")
+
+    def on_train_end(self, *_: Any) -> None:
+        self.switch("other")
 
     def state_dict(self) -> dict[str, Any]:
         return {str(clock): seconds for clock, seconds in self.seconds.items()}

@@ -13,9 +13,10 @@ from harness.callbacks.probe import UpdateProbe
 from harness.callbacks.step_callback import StepCallback
 from harness.flops import forward_backward_flops_per_token, optimizer_flops_per_step
 from harness.module import LanguageModel
-from harness.record import RunFolder, Value, append_row, trim_rows
+from harness.record import RunFolder, Value, append_row, read_rows, trim_rows
 
-#: A run whose validation loss is above its start at this many marks in a row after warmup has diverged.
+#: A run whose validation loss is above its start at this many marks in a row after warmup has diverged. This decides
+#: results: raise SCIENCE_VERSION with it.
 DIVERGED_AFTER_MARKS = 2
 
 
@@ -43,7 +44,7 @@ class Evaluation(StepCallback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if trainer.is_global_zero:
-            trim_rows(self._folder.evaluations, last_step=trainer.global_step if trainer.global_step else -1)
+            self._take_up_rows(trainer.global_step)
         if trainer.global_step == 0:
             self._evaluate(trainer, pl_module)
 
@@ -51,13 +52,24 @@ class Evaluation(StepCallback):
         if trainer.global_step in self._marks:
             self._evaluate(trainer, module)
 
+    def _take_up_rows(self, step: int) -> None:
+        """Drop the rows that will be made again. Raises: ValueError when one is missing that will not be."""
+        trim_rows(self._folder.evaluations, last_step=step if step else -1)
+        found = [row["step"] for row in read_rows(self._folder.evaluations)]
+        expected = [mark for mark in sorted(self._marks) if mark <= step] if step else []
+        if found != expected:
+            raise ValueError(
+                f"{self._folder.evaluations}: has the rows of steps {found}, but the checkpoint was made after those "
+                f"of {expected}; remove {self._folder.checkpoint.name} to train from the start"
+            )
+
     def _evaluate(self, trainer: pl.Trainer, module: LanguageModel) -> None:
         step, run = trainer.global_step, module.run
         with self._clocks.use("eval"):
+            measured = self._probe.take(module)
             raw_loss = self._loss(trainer, module)
             averaged_loss = self._averaged_loss(trainer, module)
             train_loss = self._train_loss(trainer, module)
-            measured = self._probe.take(module)
         row: dict[str, Value] = {
             "run_id": run.run_id,
             "step": step,
@@ -73,7 +85,8 @@ class Evaluation(StepCallback):
             **measured,
         }
         if trainer.is_global_zero:
-            append_row(self._folder.evaluations, row)
+            with self._clocks.use("other"):
+                append_row(self._folder.evaluations, row)
         self._decide(trainer, module, raw_loss, averaged_loss, train_loss)
 
     def _decide(

@@ -36,8 +36,12 @@ class Checkpoints(StepCallback):
         self._signalled = False
         self._saved_at = time.monotonic()
         self._handlers: dict[signal.Signals, Any] = {}
+        self._processors: Any = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:  # noqa: ARG002
+        if trainer.world_size > 1:
+            # the processors agree among themselves: over the GPUs, every step would wait for its result
+            self._processors = torch.distributed.new_group(backend="gloo")
         # after Lightning has put its own handlers in, which lose the run
         self._handlers = {number: signal.signal(number, self._remember) for number in SIGNALS}
 
@@ -62,8 +66,8 @@ class Checkpoints(StepCallback):
         """Return whether to stop and whether to save, the same on every rank."""
         wants = torch.tensor([self._signalled, time.monotonic() - self._saved_at >= self._every_seconds])
         if trainer.world_size > 1:
-            wants = wants.to(trainer.strategy.root_device, torch.int32)
-            torch.distributed.all_reduce(wants, torch.distributed.ReduceOp.MAX)
+            wants = wants.to(torch.int32)
+            torch.distributed.all_reduce(wants, torch.distributed.ReduceOp.MAX, group=self._processors)
         return bool(wants[0]), bool(wants[1])
 
     def _remember(self, _number: int, _frame: FrameType | None) -> None:

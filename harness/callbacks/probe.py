@@ -33,7 +33,8 @@ class UpdateProbe(pl.Callback):
         if self._grad_norm is None:
             return {"grad_norm": None, "update_rms_matrices": None, "update_rms_rest": None}
         weights = [weight.detach() for weight in module.network.parameters()]
-        changes = torch._foreach_sub(weights, self._before)
+        torch._foreach_sub_(self._before, weights)  # in place: a model has no room for many copies of itself
+        changes = self._before
         hidden = [parameter.role == "hidden" for parameter in parameters(module.run.model)]
         values = {
             "grad_norm": float(self._grad_norm),

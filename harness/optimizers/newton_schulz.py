@@ -38,7 +38,8 @@ COEFFICIENTS: dict[str, tuple[Coefficients, float]] = {
 }
 
 #: Matrices of one shape are multiplied as a batch while their shorter side is below this; larger ones fill the device
-#: alone. Measured: `python -m tests.benchmarks`.
+#: alone. For the CPU measured (`python -m tests.benchmarks`); for CUDA a guess from published work (batching gains 1.2
+#: to 5 times for widths up to 1024), at the price of one stack of copies.
 BATCHED_BELOW = {"cpu": 192, "cuda": 4096}
 
 #: The norm is not allowed below this, so that a zero matrix stays zero (as in torch.optim.Muon).
