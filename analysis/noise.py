@@ -22,6 +22,9 @@ Array = NDArray[np.float64]
 #: Fewer degrees of freedom than these give no interval.
 MIN_DOF = 3
 
+#: Seeds explain at most this share of the variance: all of it would leave contrasts without error, and no inverse.
+MAX_SHARED = 0.999
+
 #: A misfit less likely than this widens the intervals.
 LACK_OF_FIT_LEVEL = 0.05
 
@@ -90,8 +93,9 @@ def pooled(runs: pl.DataFrame) -> Noise | None:
     same_cell = max(0.0, variance - in_cell / pairs_in_cell) if pairs_in_cell else 0.0
     pairs_across = pairs - pairs_in_cell
     other_cell = max(0.0, variance - (in_all - in_cell) / pairs_across) if pairs_across else 0.0
+    same_cell, other_cell = (min(shared, MAX_SHARED * variance) for shared in (same_cell, other_cell))
     rho_same, rho_other = same_cell / variance, other_cell / variance
-    rho_left = max(0.0, rho_same - rho_other) / (1 - rho_other) if rho_other < 1 else 0.0
+    rho_left = max(0.0, rho_same - rho_other) / (1 - rho_other)
     alike = groups / cells
     contrast_dof = nominal_dof / (1 + (alike - 1) * rho_left**2)
     dof = nominal_dof / (1 + (alike - 1) * rho_same**2 + (groups - alike) * rho_other**2)

@@ -279,7 +279,8 @@ def _trend_note(estimates: Estimates, challenger: str, target: float) -> str:
         return f"{fmt.loss(target)}: trend not estimated"
     row = rows.row(0, named=True)
     slope = "" if row["slope"] is None else f", slope {fmt.estimate(row, 'slope')}"
-    return f"{fmt.loss(target)}: {fmt.verdict(row['verdict'])}{slope}"
+    caveat = " (with caveats)" if row["reason"] and row["verdict"] in ("rising", "falling") else ""
+    return f"{fmt.loss(target)}: {fmt.verdict(row['verdict'])}{slope}{caveat}"
 
 
 def _budgets(equal_budget: pl.DataFrame) -> list[int]:

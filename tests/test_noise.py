@@ -53,6 +53,14 @@ def test_pooled_refuses_runs_that_do_not_vary() -> None:
     assert pooled(runs({("c", "r", s): 1.0 for s in "abcdef"})) is None
 
 
+def test_runs_that_differ_by_their_seed_alone_leave_an_invertible_covariance() -> None:
+    values = {(f"c{c}", "r", s): float(c + x) for c in range(3) for x, s in enumerate("abc")}
+    noise = pooled(runs(values))
+    assert noise is not None
+    covariance = noise.of_means([["a"], ["a"], ["a"]]).covariance
+    assert np.all(np.linalg.eigvalsh(covariance) > 1e-4 * noise.variance)
+
+
 def test_errors_of_means_shrink_with_seeds_and_share_what_seeds_share() -> None:
     noise = Noise(variance=1.0, same_cell=0.6, other_cell=0.5, dof=9.0, contrast_dof=9.0)
     covariance = noise.of_means([["0", "1"], ["0", "1"], ["2"]]).covariance
