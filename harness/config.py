@@ -5,7 +5,7 @@ Imports no torch: read-only verbs and the analysis read configurations too.
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -143,6 +143,8 @@ class EvaluationConfig(Frozen):
 
 class RunConfig(Frozen):
     """Everything that changes the numbers of one run: one model, one optimizer, one global batch, one seed."""
+
+    list_advice: ClassVar[str] = "one value belongs here; to sweep it, put {} under grid"
 
     corpus: CorpusConfig
     model: ModelConfig

@@ -3,7 +3,7 @@
 import math
 
 from harness.config import ModelConfig
-from harness.optimizers.config import MuonConfig, OptimizerConfig
+from harness.optimizers.config import NEWTON_SCHULZ_ITERATIONS, MuonConfig, OptimizerConfig
 from harness.shapes import parameters
 
 #: What `forward_backward_flops_per_token` counts, as it is recorded and printed.
@@ -35,13 +35,14 @@ def forward_backward_flops_per_token(model: ModelConfig) -> float:
 def optimizer_flops_per_step(model: ModelConfig, optimizer: OptimizerConfig) -> float:
     """Return the FLOPs of the optimizer's matrix products in one step.
 
-    Newton–Schulz on an m × n matrix (m ≤ n) takes 4m²n + 2m³ per iteration. Element-wise work, some tens of
-    operations per parameter for every optimizer, is left out, as in arXiv 2505.02222, appendix A.
+    Newton–Schulz on an m × n matrix (m ≤ n) takes 4m²n + 2m³ per iteration: of blocks of width d, about 4·d/B of
+    forward and backward on B tokens (arXiv 2505.02222 rounds it to 5·d/B). Element-wise work, some tens of operations
+    per parameter for every optimizer, is left out.
     """
     if not isinstance(optimizer, MuonConfig):
         return 0.0
     hidden = [sorted(p.shape) for p in parameters(model) if p.role == "hidden"]
-    return 5.0 * sum(4.0 * m * m * n + 2.0 * m**3 for m, n in hidden)
+    return NEWTON_SCHULZ_ITERATIONS * sum(4.0 * m * m * n + 2.0 * m**3 for m, n in hidden)
 
 
 def optimizer_state_bytes(model: ModelConfig, optimizer: OptimizerConfig) -> int:

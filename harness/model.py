@@ -139,7 +139,7 @@ class GatedMLP(nn.Module):
 
 
 class Norm(nn.Module):
-    """RMSNorm, or LayerNorm without bias (faster on a CPU, where it has a fused kernel)."""
+    """RMSNorm, or LayerNorm without bias (faster on a CPU, where it has a fused kernel); in float32 at least."""
 
     def __init__(self, width: int, kind: str) -> None:
         super().__init__()
@@ -149,18 +149,23 @@ class Norm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.centred:
             return F.layer_norm(x, self.weight.shape, self.weight)
-        return F.rms_norm(x, self.weight.shape, self.weight, eps=1e-6)
+        at_least_float32 = torch.promote_types(x.dtype, torch.float32)  # as CUDA's autocast does by itself
+        return F.rms_norm(x.to(at_least_float32), self.weight.shape, self.weight, eps=1e-6)
 
 
 def rotary_table(length: int, head_width: int, base: float) -> tuple[Tensor, Tensor]:
-    """Return cosines and sines, (T, E / 2) each. Source: arXiv 2104.09864, eq. 34."""
+    """Return cosines and sines, (T, E / 2) each, of position × base^(−2i/E). Source: arXiv 2104.09864, section
+    3.2.2.
+    """
     frequencies = base ** (-torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
     angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
     return angles.cos().float(), angles.sin().float()
 
 
 def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate the pairs (i, i + E/2) of each head, (…, T, E), by their positions."""
+    """Rotate the pairs (i, i + E/2) of each head, (…, T, E), by their positions; the paper pairs neighbours, which is
+    the same up to the order of the channels.
+    """
     cosine, sine = rotation
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cosine - second * sine, first * sine + second * cosine), dim=-1).to(x.dtype)

@@ -32,6 +32,9 @@ EVALUATION_COLUMNS: dict[str, Column] = {
     "tokens_seen": Column(int, "tokens", "training tokens consumed: step × global_batch_tokens"),
     "train_flops": Column(float, "FLOP", "forward, backward and optimizer, by the convention in flops_convention"),
     "train_seconds": Column(float, "s", "time inside optimizer steps, forward and backward included"),
+    "train_cpu_seconds": Column(
+        float, "s", "processor time of the process inside optimizer steps, all its threads; null on a GPU"
+    ),
     "eval_seconds": Column(float, "s", "time inside evaluations"),
     "other_seconds": Column(float, "s", "start-up, compilation and checkpoints"),
     "learning_rate": Column(float, "", "peak-group learning rate of the last step"),

@@ -13,13 +13,13 @@ from harness.optimizers.config import decay_per_step
 def learning_rate_factor(step: int, run: RunConfig) -> float:
     """Return the rate of update `step` (1 … run.steps) over the peak rate.
 
-    Warmup is linear and reaches the peak at its last step; a decay ends at `final_fraction` on the last step of the
-    run.
+    Warmup is linear and reaches the peak at its last step. A decay would reach `final_fraction` one step after the
+    last: no update is spent at a rate of zero, which would cost runs of few, large steps the most.
     """
     if step < run.warmup_steps:
         return step / run.warmup_steps
     schedule, after_warmup = run.schedule, max(run.steps - run.warmup_steps, 1)
-    done = (step - run.warmup_steps) / after_warmup
+    done = max(step - run.warmup_steps - 1, 0) / after_warmup
     if schedule.kind == "constant":
         return 1.0
     if schedule.kind == "cosine":
@@ -28,7 +28,7 @@ def learning_rate_factor(step: int, run: RunConfig) -> float:
         remaining = 1.0 - done
     else:
         decay_steps = min(max(round(schedule.decay_share * run.steps), 1), after_warmup)
-        remaining = min((run.steps - step) / decay_steps, 1.0)
+        remaining = min((run.steps + 1 - step) / decay_steps, 1.0)
     return schedule.final_fraction + (1.0 - schedule.final_fraction) * remaining
 
 

@@ -8,9 +8,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.config import ModelConfig
-from harness.flops import count_nonembedding_parameters, count_parameters, forward_backward_flops_per_token
+from harness.flops import (
+    count_nonembedding_parameters,
+    count_parameters,
+    forward_backward_flops_per_token,
+    optimizer_flops_per_step,
+)
 from harness.model import Transformer, rotary_table, rotate
 from harness.model_presets import MODEL_PRESETS
+from harness.optimizers.config import AdamWConfig, MuonConfig
 from harness.shapes import parameters
 
 VARIANTS = [
@@ -127,3 +133,13 @@ def test_presets_have_the_size_they_are_named_by(preset: str, vocabulary: int, m
     assert count_parameters(config) / 1e6 == pytest.approx(millions, rel=0.02)
     assert set(MODEL_PRESETS) == {"115k", "0.8m", "5m", "19m", "124m", "354m", "1b"}
     assert count_nonembedding_parameters(config) < count_parameters(config)
+
+
+def test_muon_flops_are_the_share_of_a_step_that_the_width_over_the_batch_predicts() -> None:
+    """Blocks of 12 d² weights cost 300 d³ a step against 72 d² B of forward and backward: 25/6 · d/B."""
+    config = ModelConfig.parse({"width": 512, "layers": 4, "heads": 8, "sequence_length": 8, "vocab_size": 2}, "test")
+    batch = 131_072
+    model_flops = batch * forward_backward_flops_per_token(config)
+    share = optimizer_flops_per_step(config, MuonConfig(peak_lr=0.01)) / model_flops
+    assert share == pytest.approx(25 / 6 * 512 / batch, rel=0.01)
+    assert optimizer_flops_per_step(config, AdamWConfig(peak_lr=0.01)) == 0.0

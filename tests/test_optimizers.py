@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from harness.config import ModelConfig
 from harness.model import Transformer
 from harness.optimizers.combined import CombinedOptimizer, build_optimizer, route
-from harness.optimizers.config import AdamWConfig, HalfLife, MuonConfig, decay_per_step
+from harness.optimizers.config import NEWTON_SCHULZ_ITERATIONS, AdamWConfig, HalfLife, MuonConfig, decay_per_step
 from harness.optimizers.newton_schulz import COEFFICIENTS, batches, orthogonalise
 
 MODEL = ModelConfig.parse({"width": 32, "layers": 2, "heads": 2, "sequence_length": 16, "vocab_size": 50}, "test")
@@ -242,3 +242,7 @@ def test_decay_per_step_keeps_the_half_life_in_tokens() -> None:
     assert decay_per_step(rate, 100) ** 10 == pytest.approx(0.5)
     assert decay_per_step(rate, 100_000) == 0.3
     assert decay_per_step(0.95, 123) == 0.95
+
+
+def test_every_coefficient_set_has_the_iterations_that_the_flops_count() -> None:
+    assert {len(triples) for triples, _ in COEFFICIENTS.values()} == {NEWTON_SCHULZ_ITERATIONS}

@@ -26,18 +26,18 @@ def run_of_ten_steps(**schedule: Any) -> RunConfig:
     [
         ({"kind": "constant", "warmup_tokens": 40}, [0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1, 1]),
         ({"kind": "constant", "warmup_tokens": 5, "warmup_min_steps": 2}, [0.5, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
-        ({"kind": "linear", "warmup_tokens": 20}, [0.5, 1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0]),
+        ({"kind": "linear", "warmup_tokens": 20}, [0.5, 1, 1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]),
         (
             {"kind": "linear", "warmup_tokens": 20, "final_fraction": 0.2},
-            [0.5, 1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2],
+            [0.5, 1, 1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3],
         ),
         (
             {"kind": "cosine", "warmup_tokens": 20},
-            [0.5, 1, 0.96194, 0.853553, 0.691342, 0.5, 0.308658, 0.146447, 0.03806, 0],
+            [0.5, 1, 1, 0.96194, 0.853553, 0.691342, 0.5, 0.308658, 0.146447, 0.03806],
         ),
         (
             {"kind": "wsd", "warmup_tokens": 20, "decay_share": 0.4, "final_fraction": 0.2},
-            [0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2],
+            [0.5, 1, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4],
         ),
     ],
 )
@@ -47,11 +47,17 @@ def test_learning_rate_factor_follows_the_table(schedule: dict[str, Any], expect
 
 
 def test_learning_rate_factor_depends_on_tokens_not_on_steps() -> None:
-    """Twice the batch in half the steps meets the same rate at the same tokens."""
+    """A step of twice the batch takes the rate of the two small ones: the second's in warmup, the first's in decay."""
     small = run_of_ten_steps(kind="cosine", warmup_tokens=40)
     large = small.model_copy(update={"global_batch_tokens": 20})
-    at_even_steps = [learning_rate_factor(step, small) for step in range(2, 11, 2)]
-    assert [learning_rate_factor(step, large) for step in range(1, 6)] == pytest.approx(at_even_steps)
+    expected = [learning_rate_factor(step, small) for step in (2, 4, 5, 7, 9)]
+    assert [learning_rate_factor(step, large) for step in range(1, 6)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine", "wsd"])
+def test_learning_rate_factor_spends_no_update_at_zero(kind: str) -> None:
+    run = run_of_ten_steps(kind=kind, warmup_tokens=20)
+    assert all(learning_rate_factor(step, run) > 0 for step in range(1, 11))
 
 
 @pytest.mark.parametrize("sigma", [0.05, 0.1, 0.2])

@@ -25,7 +25,7 @@ from harness.shards import open_shard
 from harness.train import STOPPED, train
 from tests.runs import tiny_run
 
-CLOCKS = {"train_seconds", "eval_seconds", "other_seconds"}
+CLOCKS = {"train_seconds", "train_cpu_seconds", "eval_seconds", "other_seconds"}
 MACHINE = MachineConfig(accelerator="cpu", threads=1, max_micro_batch_tokens=128)
 EVERY_STEP = MACHINE.model_copy(update={"checkpoint_every_seconds": 0.0})
 

@@ -1,4 +1,7 @@
-"""Three clocks, of which one runs at any time: optimizer steps, evaluation, everything else."""
+"""Three clocks, of which one runs at any time: optimizer steps, evaluation, everything else.
+
+Beside the first runs the processor's own: where it falls behind, others used the machine and the seconds say little.
+"""
 
 import time
 from collections.abc import Iterator
@@ -19,8 +22,9 @@ class Clocks(pl.Callback):
         compilation.
         """
         self.seconds: dict[Clock, float] = {"train": 0.0, "eval": 0.0, "other": 0.0}
+        self.train_cpu_seconds = 0.0
         self._running: Clock = "other"
-        self._since = started
+        self._since, self._cpu_since = started, time.process_time()
         self._compiling = compiled
 
     @contextmanager
@@ -37,9 +41,11 @@ class Clocks(pl.Callback):
         """Let `clock` run from now on, once the device has done what it was given."""
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.synchronize()
-        now = time.perf_counter()
+        now, cpu_now = time.perf_counter(), time.process_time()
         self.seconds[self._running] += now - self._since
-        self._running, self._since = clock, now
+        if self._running == "train":
+            self.train_cpu_seconds += cpu_now - self._cpu_since
+        self._running, self._since, self._cpu_since = clock, now, cpu_now
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         self.switch("other" if self._compiling else "train")
@@ -53,8 +59,9 @@ class Clocks(pl.Callback):
         self.switch("other")
 
     def state_dict(self) -> dict[str, Any]:
-        return {str(clock): seconds for clock, seconds in self.seconds.items()}
+        return {"seconds": {**self.seconds}, "train_cpu_seconds": self.train_cpu_seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for clock in self.seconds:
-            self.seconds[clock] += state_dict[clock]
+            self.seconds[clock] += state_dict["seconds"][clock]
+        self.train_cpu_seconds += state_dict["train_cpu_seconds"]

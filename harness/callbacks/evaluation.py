@@ -15,9 +15,10 @@ from harness.flops import forward_backward_flops_per_token, optimizer_flops_per_
 from harness.module import LanguageModel
 from harness.record import RunFolder, Value, append_row, read_rows, trim_rows
 
-#: A run whose validation loss is above its start at this many marks in a row after warmup has diverged. This decides
-#: results: raise SCIENCE_VERSION with it.
-DIVERGED_AFTER_MARKS = 2
+#: A run has diverged when, after warmup, its validation loss is above its start at every mark while the tokens seen
+#: grow by this factor. In tokens, so that large batches, whose marks lie few steps apart, are judged alike. This
+#: decides results: raise SCIENCE_VERSION with it.
+DIVERGED_AFTER_GROWTH = 2.0
 
 
 class Evaluation(StepCallback):
@@ -40,7 +41,7 @@ class Evaluation(StepCallback):
         self._clocks, self._probe, self._average = clocks, probe, average
         self._last_mark = 0
         self._initial_loss = math.inf
-        self._marks_above_start = 0
+        self._above_start_since: int | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if trainer.is_global_zero:
@@ -76,6 +77,7 @@ class Evaluation(StepCallback):
             "tokens_seen": step * run.global_batch_tokens,
             "train_flops": step * _flops_per_step(module),
             "train_seconds": self._clocks.seconds["train"],
+            "train_cpu_seconds": None if module.device.type == "cuda" else self._clocks.train_cpu_seconds,
             "eval_seconds": self._clocks.seconds["eval"],
             "other_seconds": self._clocks.seconds["other"],
             "learning_rate": module.learning_rate(step) if step else None,
@@ -96,11 +98,11 @@ class Evaluation(StepCallback):
         if step == 0:
             self._initial_loss = raw
         above = step > run.warmup_steps and raw > self._initial_loss
-        self._marks_above_start = self._marks_above_start + 1 if above else 0
+        self._above_start_since = (self._above_start_since or step) if above else None
         watched = raw if averaged is None else averaged
         if not all(math.isfinite(loss) for loss in (raw, averaged, train) if loss is not None):
             self.stop_reason = "non_finite_loss"
-        elif self._marks_above_start == DIVERGED_AFTER_MARKS:
+        elif self._above_start_since is not None and step >= DIVERGED_AFTER_GROWTH * self._above_start_since:
             self.stop_reason = "loss_above_start"
         elif step == run.steps:
             self.stop_reason = "budget"
@@ -139,13 +141,13 @@ class Evaluation(StepCallback):
         return {
             "last_mark": self._last_mark,
             "initial_loss": self._initial_loss,
-            "marks_above_start": self._marks_above_start,
+            "above_start_since": self._above_start_since,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._last_mark = state_dict["last_mark"]
         self._initial_loss = state_dict["initial_loss"]
-        self._marks_above_start = state_dict["marks_above_start"]
+        self._above_start_since = state_dict["above_start_since"]
 
 
 def _flops_per_step(module: LanguageModel) -> float:

@@ -1,5 +1,6 @@
 """Gradient norm and update size of the steps at which a run is evaluated; other steps cost nothing."""
 
+import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -34,21 +35,16 @@ class UpdateProbe(pl.Callback):
             return {"grad_norm": None, "update_rms_matrices": None, "update_rms_rest": None}
         weights = [weight.detach() for weight in module.network.parameters()]
         torch._foreach_sub_(self._before, weights)  # in place: a model has no room for many copies of itself
-        changes = self._before
-        hidden = [parameter.role == "hidden" for parameter in parameters(module.run.model)]
+        changes = list(zip(self._before, parameters(module.run.model), strict=True))
         values = {
             "grad_norm": float(self._grad_norm),
-            "update_rms_matrices": _rms(
-                [change for change, is_hidden in zip(changes, hidden, strict=True) if is_hidden]
-            ),
-            "update_rms_rest": _rms(
-                [change for change, is_hidden in zip(changes, hidden, strict=True) if not is_hidden]
-            ),
+            "update_rms_matrices": _rms([change for change, parameter in changes if parameter.role == "hidden"]),
+            "update_rms_rest": _rms([change for change, parameter in changes if parameter.role != "hidden"]),
         }
         self._before, self._grad_norm = [], None
-        return {name: value if torch.isfinite(torch.tensor(value)) else None for name, value in values.items()}
+        return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def _rms(tensors: list[Tensor]) -> float:
-    squares = sum(float(tensor.square().sum()) for tensor in tensors)
-    return float((squares / sum(tensor.numel() for tensor in tensors)) ** 0.5)
+    squares = torch.stack([tensor.square().sum() for tensor in tensors]).double().sum()
+    return math.sqrt(float(squares) / sum(tensor.numel() for tensor in tensors))

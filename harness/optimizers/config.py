@@ -57,6 +57,10 @@ class AuxiliaryConfig(Frozen):
     eps: Positive = 1e-8
 
 
+#: Of every set of coefficients in `newton_schulz`.
+NEWTON_SCHULZ_ITERATIONS = 5
+
+
 class MuonConfig(Frozen):
     """Muon on the hidden matrices, AdamW on the rest. Sources: KellerJordan/Muon; arXiv 2502.16982; arXiv
     2505.02222.
