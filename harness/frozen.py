@@ -137,7 +137,8 @@ def _advice(cls: type[Frozen], place: tuple[Any, ...], error: "ErrorDetails") ->
     examples = [example for field in fields for example in field.examples or ()]
     if examples:
         return f"; for example {key}: {examples[0]}"
-    return f"; {cls.list_advice.format('.'.join(map(str, place)))}" if isinstance(error["input"], list) and cls.list_advice else ""
+    advises = cls.list_advice and isinstance(error["input"], list)
+    return f"; {cls.list_advice.format('.'.join(map(str, place)))}" if advises else ""
 
 
 def _keys(cls: type[BaseModel], path: Iterable[Any]) -> set[str]:

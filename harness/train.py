@@ -17,6 +17,7 @@ from lightning.fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from torch import Tensor
 
 from harness.batch_plan import BatchPlan, plan_batch
 from harness.callbacks.averaging import WeightAverage
@@ -62,29 +63,40 @@ def train(run: RunConfig, machine: MachineConfig, folder: Path, corpus_cache: Pa
     module = LanguageModel(run)
     if machine.compile:
         module.network.compile(dynamic=False)
-    average = None if run.averaging.kind == "none" else WeightAverage()
-    marks = evaluation_marks(run.evaluation, run.global_batch_tokens, run.steps)
-    probe = UpdateProbe(set(marks))
     validation = validation_batches(corpus, run, machine.max_micro_batch_tokens // run.model.sequence_length)
-    evaluation = Evaluation(files, marks, validation, clocks, probe, average)
-    checkpoints = Checkpoints(files.checkpoint, machine.checkpoint_every_seconds, clocks)
-    averaging = [average] if average else []
-    trainer = _trainer(run, machine, plan, [clocks, probe, *averaging, evaluation, Progress(files), checkpoints])
+    evaluation, callbacks = _callbacks(files, run, machine, validation, clocks)
+    trainer = _trainer(run, machine, plan, callbacks)
     _leave_sigterm_alone(trainer)
     resume = files.checkpoint if files.checkpoint.exists() else None
     trainer.fit(module, datamodule=TokenStream(corpus, run, plan), ckpt_path=resume, weights_only=True)
 
-    assert evaluation.stop_reason is not None, "the run ended before its budget without saying why"
-    tokens_seen = trainer.global_step * run.global_batch_tokens
-    assert evaluation.stop_reason != "budget" or tokens_seen == run.realized_tokens, (tokens_seen, run.realized_tokens)
-    status = "finished" if evaluation.stop_reason in ("budget", "target") else "diverged"
+    outcome = _outcome(run, trainer.global_step, evaluation.stop_reason)
+    clocks.switch("other")
     if trainer.is_global_zero:
-        clocks.switch("other")
-        outcome: dict[str, Value] = {f"{clock}_seconds": seconds for clock, seconds in clocks.seconds.items()}
-        outcome |= {"status": status, "stop_reason": evaluation.stop_reason}
-        outcome |= {"step": trainer.global_step, "tokens_seen": tokens_seen}
-        finish(files, row | outcome)
-    return status
+        finish(files, row | outcome | {f"{clock}_seconds": value for clock, value in clocks.seconds.items()})
+    return str(outcome["status"])
+
+
+def _callbacks(
+    files: RunFolder, run: RunConfig, machine: MachineConfig, validation: list[Tensor], clocks: Clocks
+) -> tuple[Evaluation, list[pl.Callback]]:
+    """Return the callbacks in the order in which they act at a step's end: average, evaluate, show, save."""
+    marks = evaluation_marks(run.evaluation, run.global_batch_tokens, run.steps)
+    probe = UpdateProbe(set(marks))
+    average = None if run.averaging.kind == "none" else WeightAverage()
+    evaluation = Evaluation(files, marks, validation, clocks, probe, average)
+    checkpoints = Checkpoints(files.checkpoint, machine.checkpoint_every_seconds, clocks)
+    averaging = [average] if average else []
+    return evaluation, [clocks, probe, *averaging, evaluation, Progress(files), checkpoints]
+
+
+def _outcome(run: RunConfig, step: int, stop_reason: str | None) -> dict[str, Value]:
+    """Return how the run ended; a run that says it used its budget must have used it to the token."""
+    tokens_seen = step * run.global_batch_tokens
+    assert stop_reason is not None, "the run ended before its budget without saying why"
+    assert stop_reason != "budget" or tokens_seen == run.realized_tokens, (tokens_seen, run.realized_tokens)
+    status = "finished" if stop_reason in ("budget", "target") else "diverged"
+    return {"status": status, "stop_reason": stop_reason, "step": step, "tokens_seen": tokens_seen}
 
 
 def _trainer(run: RunConfig, machine: MachineConfig, plan: BatchPlan, callbacks: list[pl.Callback]) -> pl.Trainer:
