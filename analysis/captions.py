@@ -19,18 +19,18 @@ FIGURES: dict[str, Caption] = {
         "The answer in two panels",
         """Left: training tokens until the hardest target loss that the optimizers reached, against global batch
         size. Flat is perfect scaling: twice the batch, half the steps. The star marks the critical batch, where
-        twice the least tokens are spent. Right: time against compute to the same target. The open points are
-        projected over device counts by the cost model below, not measured; they carry no interval. Lower and
-        further left is better.""",
+        twice the least tokens are spent; a hollow marker carries a caveat. Right: time against compute to the same
+        target. The open points are projected over device counts by the cost model below, not measured; they carry no
+        interval. Lower and further left is better.""",
         ("cells", "fit_curves", "critical_batches", "frontier"),
     ),
     "tokens_to_target": Caption(
         "Tokens to target",
         """Each point is the geometric mean over the runs at the learning rate chosen for its batch, with its
         {level} interval; seed noise is pooled over batches. Curve and band: T(B) = T_min (1 + B / B_crit), least
-        squares on log T. The star is B_crit at 2 T_min, its bar the {level} interval. A triangle at the top edge:
-        not every run reached the target. A hollow marker carries a caveat: the table's verdict and reason say
-        which.""",
+        squares on log T. The star is B_crit at 2 T_min, its bar the {level} interval. An arrow at the top edge:
+        not every run reached the target; at the bottom edge: reached before the first evaluation. A hollow marker
+        carries a caveat: the table's verdict and reason say which.""",
         ("cells", "fit_curves", "critical_batches"),
     ),
     "steps_to_target": Caption(
@@ -69,10 +69,10 @@ FIGURES: dict[str, Caption] = {
     ),
     "learning_rates": Caption(
         "Learning rates",
-        """Upper panels: tokens to the target at each rate of the grid, the geometric mean over seeds. A triangle at
-        the top edge: a run fell short at this rate. Lower panels: each batch's optimum with its {level} interval,
-        from a quadratic in log rate whose curvature is pooled over batches; open where it is not identified or at
-        the grid's edge.""",
+        """Upper panels: tokens to the target at each rate of the grid, the geometric mean over seeds. An arrow at
+        the top edge, in the colour of its batch: a run fell short at this rate. Lower panels: each batch's optimum
+        with its {level} interval, from a quadratic in log rate whose curvature is pooled over batches; open where it is
+        not identified or at the grid's edge.""",
         ("rates", "cells"),
     ),
     "equal_budget": Caption(
@@ -102,8 +102,11 @@ TABLES: dict[str, str] = {
 
 DEFINITIONS: dict[str, str] = {
     "Global batch": """
-        Tokens per optimizer step, over all devices and accumulation. Sizes that were run are exact, with K = 1024;
-        everything measured or estimated is rounded to three digits, with K = 1000.""",
+        Tokens per optimizer step, over all devices and accumulation.""",
+    "Units": """
+        A power of two from 1024 on is exact and written in binary units without decimals: 1K is 1024, 1M is 1024².
+        Everything else has three digits in decimal units: 1.00K is 1000. Tables of runs write every integer in
+        full.""",
     "Tokens to target, T": """
         Training tokens until the validation loss first is at or below the target, interpolated between evaluations.
         A run that stops above the target is censored, never counted as a number.""",

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from analysis import format as fmt
 from analysis.learning_rates import SERIES, RateCurves, best_rate, fit_rates, rate_verdict, summarize_rates
-from analysis.noise import Noise, pooled, t_quantile
+from analysis.noise import NO_NOISE, Noise, pooled, t_quantile
 from analysis.schemas import CELLS, RATES, table
 
 #: A target reached within fewer multiples of the warmup says more about the warmup than about the batch.
@@ -105,23 +106,23 @@ def _cell(
     batch = cell["global_batch_tokens"][0]
     confirmed = cell.filter(pl.col("stage") == "confirm")["peak_lr"].unique().sort().to_list()
     best_lr = best_rate(rates, fitted, confirmed)
-    used = cell.filter((pl.col("peak_lr") == best_lr) & (pl.col("stage") == ("confirm" if confirmed else "grid")))
+    stage = "confirm" if confirmed else "grid"
+    used = cell.clear() if best_lr is None else cell.filter(pl.col("peak_lr") == best_lr, pl.col("stage") == stage)
     optimum = fitted.optimum(batch) if fitted else (None, None, None)
     lr_verdict = rate_verdict(optimum, cell["peak_lr"].unique().to_list())
-    verdict, reason = _verdict(cell, used, lr_verdict)
+    verdict, reason = _verdict(cell, used, used if confirmed else cell, lr_verdict)
     known = verdict in ("ok", "mid_schedule", "warmup_confounded", "edge_of_grid")
     low, high = _interval(used, noise, level) if known else (None, None)
+    lr_reason = ""
     if known:
-        reason = _join(
-            reason, _reservation(lr_verdict, optimum[0], best_lr, cell), _better_rate(best_lr, rates, fitted)
-        )
-    if known and low is None:
-        reason = _join(reason, "no interval: too few repeated runs to estimate the noise")
+        lr_reason = _join(_reservation(lr_verdict, optimum[0], best_lr, cell), _better_rate(best_lr, rates, fitted))
+        reason = _join(reason, lr_reason, NO_NOISE if low is None else "")
     row = {
         "global_batch_tokens": batch,
         "best_lr": best_lr,
         **dict(zip(("optimal_lr", "optimal_lr_low", "optimal_lr_high"), optimum, strict=True)),
         "lr_verdict": lr_verdict,
+        "lr_reason": lr_reason,
         "seeds_from": "fresh" if confirmed else "grid",
         "num_seeds": used.height,
         "num_reached": used["log_tokens"].len() - used["log_tokens"].null_count(),
@@ -138,18 +139,20 @@ def _cell(
     return row, used if known else used.clear()
 
 
-def _verdict(cell: pl.DataFrame, used: pl.DataFrame, lr_verdict: str) -> tuple[str, str]:
-    """Say whether the runs at the chosen rate give a T, and what stands against it. `used` is empty if none reached."""
-    early = cell.filter(pl.col("status") == "reached_at_first_eval").height
+def _verdict(cell: pl.DataFrame, used: pl.DataFrame, reported: pl.DataFrame, lr_verdict: str) -> tuple[str, str]:
+    """Say whether the runs at the chosen rate give a T, and what stands against it.
+
+    `used` is empty if none reached; `reported` are the fresh seeds or, without any, all runs of the cell.
+    """
+    early = reported.filter(pl.col("status") == "reached_at_first_eval").height
     if early:
-        return "censored", f"{early} runs were at the target at their first evaluation: it needs earlier marks"
-    if (cell["status"] == "diverged").all():
-        return "diverged", f"all {cell.height} runs diverged"
-    if not (cell["status"] == "reached").any():
-        return "not_reached", f"no run reached the target; the longest saw {max(cell['tokens_seen'])} tokens"
+        runs = fmt.count(early, "run")
+        return "reached_at_first_eval", f"{runs} at the target at the first evaluation: it needs earlier marks"
+    if unreached := why_unreached(cell):
+        return unreached
     fell_short = used.filter(pl.col("status") != "reached").height
     if fell_short or used.is_empty():
-        return "censored", f"{fell_short} of {used.height} runs at the chosen rate fell short"
+        return "censored", f"{fell_short} of {fmt.count(used.height, 'run')} at the chosen rate fell short"
     warmups = min(used["tokens_to_target"] / used["warmup_tokens"])  # infinite without warmup
     caveats = {
         "mid_schedule": (
@@ -158,7 +161,8 @@ def _verdict(cell: pl.DataFrame, used: pl.DataFrame, lr_verdict: str) -> tuple[s
         ),
         "warmup_confounded": (
             warmups < MIN_WARMUPS_TO_TARGET,
-            f"reached after {warmups:.1f} warmups; below {MIN_WARMUPS_TO_TARGET}, T measures those",
+            f"reached after {warmups:.1f} warmups of tokens; "
+            f"below {MIN_WARMUPS_TO_TARGET} the warmup decides the number",
         ),
         "edge_of_grid": (
             lr_verdict == "edge_of_grid",
@@ -167,6 +171,21 @@ def _verdict(cell: pl.DataFrame, used: pl.DataFrame, lr_verdict: str) -> tuple[s
     }
     found = {name: reason for name, (holds, reason) in caveats.items() if holds}
     return next(iter(found), "ok"), _join(*found.values())
+
+
+def why_unreached(runs: pl.DataFrame) -> tuple[str, str] | None:
+    """Return verdict and reason of runs of which none reached the target, `targets` rows; None where one did."""
+    if runs["status"].str.starts_with("reached").any():
+        return None
+    if (runs["status"] == "diverged").all():
+        return "diverged", "the only run diverged" if runs.height == 1 else f"all {runs.height} runs diverged"
+    return "not_reached", f"target not reached{lowest_seen(runs)}"
+
+
+def lowest_seen(runs: pl.DataFrame) -> str:
+    """Say how low the runs came, `targets` rows; nothing where no loss was finite."""
+    lowest = runs["lowest_loss_nats"].min()
+    return f"; the lowest loss seen was {lowest:.3f}" if isinstance(lowest, float) else ""
 
 
 def _reservation(lr_verdict: str, optimum: float | None, best_lr: float | None, cell: pl.DataFrame) -> str:

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analysis.cells import Cells
+from analysis import format as fmt
+from analysis.cells import Cells, why_unreached
 from analysis.fit import NUM_PARAMETERS, Array, Estimate, Fit, fit_saturating
 from analysis.learning_rates import SERIES
 from analysis.noise import Errors, Noise, t_quantile
@@ -22,7 +23,8 @@ _CAVEATS = (
     ("edge_of_grid", "edge_of_grid", "best learning rate outside those tried"),
     ("warmup_confounded", "warmup_confounded", "target too close to the warmup"),
     ("mid_schedule", "mid_schedule", "read while the learning rate decays"),
-    ("censored", "censored", "left out, since some runs fell short of the target or were there at once"),
+    ("censored", "censored", "left out, since some runs fell short of the target"),
+    ("reached_at_first_eval", "censored", "left out, since runs were at the target at their first evaluation"),
     ("not_reached", "censored", "left out, since no run reached the target"),
     ("diverged", "censored", "left out, since all runs diverged"),
 )
@@ -45,7 +47,11 @@ def critical_batches(
     rows, curves = [], []
     for key, cells in estimated.cells.group_by(SERIES, maintain_order=True):
         names = dict(zip(SERIES, key, strict=True))
-        series = fit_series(cells, estimated.chosen.filter(**names), estimated.noise[key], level)
+        unreached = why_unreached(estimated.runs.filter(**names))
+        if unreached:
+            series = SeriesFit(None, np.array([]), *unreached)
+        else:
+            series = fit_series(cells, estimated.chosen.filter(**names), estimated.noise[key], level)
         rows.append(names | emin_over_smin(series))
         rows.append(names | overhead_20pct(series, reference_batch_tokens))
         curves += [names | row for row in _curve(series)]
@@ -74,7 +80,7 @@ def overhead_20pct(series: SeriesFit, reference_batch_tokens: int | None) -> dic
         return _row("overhead_20pct", series, _NOTHING, "refused", reason)
     ends = series.fit.critical_batch_tokens if series.fit else _NOTHING
     b_star = [None if x is None else 1.2 * reference_batch_tokens + 0.2 * x for x in (ends.value, ends.low, ends.high)]
-    reason = "; ".join(filter(None, (f"reference batch {reference_batch_tokens} tokens", series.reason)))
+    reason = "; ".join(filter(None, (f"reference batch {fmt.tokens(reference_batch_tokens)} tokens", series.reason)))
     return _row("overhead_20pct", series, Estimate(*b_star), series.verdict, reason)
 
 
@@ -92,7 +98,7 @@ def fit_series(cells: pl.DataFrame, runs: pl.DataFrame, noise: Noise | None, lev
     batches, log_tokens = batches[start:], log_tokens[start:]
     verdict, reasons = _caveats(cells, start, batches)
     if len(batches) <= NUM_PARAMETERS:
-        few = f"{len(batches)} batches to fit, and the curve has {NUM_PARAMETERS} parameters"
+        few = f"{_num_batches(batches)} to fit, and the curve has {NUM_PARAMETERS} parameters"
         return SeriesFit(None, batches, verdict if start else "few_points", "; ".join([*reasons, few]))
     fit = fit_saturating(batches, log_tokens, level, errors.part(start) if errors else None)
     verdict, more = _judge(fit, batches, verdict)
@@ -129,11 +135,22 @@ def _caveats(cells: pl.DataFrame, start: int, batches: Array) -> tuple[str, list
         affected = cells.filter(pl.col("verdict") == cell_verdict)["global_batch_tokens"].sort().to_list()
         if affected:
             verdict = fit_verdict
-            reasons.append(f"{meaning}: batch {', '.join(map(str, affected))}")
+            reasons.append(f"{meaning}: {_named(affected)}")
+    known = cells.filter(pl.col("tokens_to_target").is_not_null(), pl.col("lr_reason") != "")
+    for (lr_reason,), reserved in known.group_by(["lr_reason"], maintain_order=True):
+        reasons.append(f"{lr_reason}: {_named(reserved['global_batch_tokens'].sort().to_list())}")
     if start:
         verdict = "non_monotone"
-        reasons.insert(0, f"T falls before it rises: fitted from batch {batches[0]:.0f} on")
+        reasons.insert(0, f"T falls before it rises: fitted from batch {fmt.tokens(batches[0])} on")
     return verdict, reasons
+
+
+def _named(batches: list[int]) -> str:
+    return f"batch{'es' if len(batches) > 1 else ''} {fmt.listed([fmt.tokens(batch) for batch in batches])}"
+
+
+def _num_batches(batches: Array) -> str:
+    return f"{len(batches)} batch{'' if len(batches) == 1 else 'es'}"
 
 
 def _judge(fit: Fit, batches: Array, verdict: str) -> tuple[str, list[str]]:
@@ -142,7 +159,7 @@ def _judge(fit: Fit, batches: Array, verdict: str) -> tuple[str, list[str]]:
     if fit.allowed is None:
         verdict = "few_points" if verdict == "ok" else verdict
         reasons.append(
-            f"no interval: {len(batches)} batches for {NUM_PARAMETERS} parameters and no usable replicate variance"
+            f"no interval: {_num_batches(batches)} for {NUM_PARAMETERS} parameters and no usable replicate variance"
         )
     elif estimate.high is None or estimate.low is None:
         verdict = verdict if verdict == "non_monotone" else "not_identified"
@@ -154,8 +171,8 @@ def _judge(fit: Fit, batches: Array, verdict: str) -> tuple[str, list[str]]:
         reasons.append(f"extrapolated: the knee lies {side} all batches tried")
     if fit.birge_factor > 1:
         verdict = "misfit" if verdict == "ok" else verdict
-        misfit = f"the curve misfits beyond the seed noise (p = {fit.lack_of_fit_p:.2g})"
-        reasons.append(f"{misfit}: standard errors widened {fit.birge_factor:.1f} times")
+        misfit = f"the curve misses the points by more than the seed noise (p = {fit.lack_of_fit_p:.2g})"
+        reasons.append(f"{misfit}, so the interval is widened {fit.birge_factor:.1f} times")
     return verdict, reasons
 
 

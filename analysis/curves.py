@@ -28,8 +28,8 @@ class Records:
 def load(folder: Path) -> Records:
     """Read a sweep's folder: its run folders if there are any, else the two Parquet files.
 
-    Only runs of the manifest count, and only those with at least one evaluation; a run still under way keeps its
-    status. Rows that a resumed run wrote twice count once, the later one.
+    Only runs of the manifest count, and only those with at least one evaluation, which a finished run must have; a run
+    still under way keeps its status. Rows that a resumed run wrote twice count once, the later one.
 
     Raises: ValueError naming the file that is missing, truncated or corrupt.
     """
@@ -37,8 +37,16 @@ def load(folder: Path) -> Records:
     folders = [RunFolder(folder / "runs" / run.run_id) for run in manifest.runs]
     started = [run for run in folders if run.run.exists()]
     if started:
-        return from_frames(manifest, _read_runs(started), _read_evaluations(started))
-    return from_frames(manifest, _read_parquet(folder / RUNS_PARQUET), _read_parquet(folder / EVALUATIONS_PARQUET))
+        runs, evaluations = _read_runs(started), _read_evaluations(started)
+    else:
+        runs, evaluations = _read_parquet(folder / RUNS_PARQUET), _read_parquet(folder / EVALUATIONS_PARQUET)
+    for run_id in runs.filter(status="finished").join(evaluations, on="run_id", how="anti")["run_id"]:
+        file, remedy = folder / EVALUATIONS_PARQUET, "get the whole file again"
+        if started:
+            run = RunFolder(folder / "runs" / run_id)
+            file, remedy = run.evaluations, f"remove {run.run} to run this run again"
+        raise ValueError(f"{file}: no evaluation of the finished run {run_id}; the record is corrupt: {remedy}")
+    return from_frames(manifest, runs, evaluations)
 
 
 def save(records: Records, folder: Path) -> None:

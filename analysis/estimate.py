@@ -64,6 +64,17 @@ def smallest_shared_batch(runs: pl.DataFrame) -> int | None:
     return smallest if isinstance(smallest, int) else None
 
 
+def headline_target(estimates: Estimates) -> float | None:
+    """Return the hardest target that all optimizers reached at two batch sizes or more, else the hardest reached."""
+    reached = estimates.cells.filter(pl.col("tokens_to_target").is_not_null())
+    batches = reached.group_by("target_loss_nats", "optimizer").agg(num=pl.col("global_batch_tokens").n_unique())
+    optimizers = batches.filter(pl.col("num") >= 2).group_by("target_loss_nats").len()
+    by_all = optimizers.filter(pl.col("len") == estimates.cells["optimizer"].n_unique())
+    hardest = (reached if by_all.is_empty() else by_all)["target_loss_nats"].min()
+    assert hardest is None or isinstance(hardest, float)
+    return hardest
+
+
 def _tables(records: Records, level: float, reference_batch_tokens: int | None) -> dict[str, pl.DataFrame]:
     to_target = targets(records)
     estimated = estimate_cells(to_target, level)

@@ -251,7 +251,7 @@ def _spaced_labels(batches: Sequence[int]) -> list[str]:
     labels, last = [], 0.0
     for size in batches:
         room = size >= last * nearest_ratio
-        labels.append(fmt.batch(size) if room else "")
+        labels.append(fmt.tokens(size) if room else "")
         last = size if room else last
     return labels
 

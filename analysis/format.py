@@ -1,29 +1,48 @@
 """Numbers and names as people read them: `16K`, `1.05M`, `780 [640, 960]`; a missing value is a dash.
 
-A batch size that was run is exact and written with K = 1024; every measured or estimated quantity has three significant
-digits and K = 1000.
+A power of two from 1024 on is exact and written in binary units without decimals: 1K is 1024, 1M is 1024². Everything
+else has three significant digits in decimal units: 1.00K is 1000. Tables of runs write every integer in full.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 MISSING = "–"
 
 _OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon"}
+_VERDICTS = {
+    "mid_schedule": "read while the learning rate decays",
+    "edge_of_grid": "best learning rate at the edge of those tried",
+    "single_rate": "one learning rate tried",
+    "warmup_confounded": "target too close to the warmup",
+    "censored": "some runs fell short of the target",
+    "reached_at_first_eval": "reached before the first evaluation",
+    "not_reached": "target not reached",
+    "diverged": "diverged",
+    "not_identified": "not bracketed by what was tried",
+    "non_monotone": "not monotone in the batch",
+    "misfit": "the curve misses the points",
+    "few_points": "too few points",
+    "refused": "an input is missing",
+}
 _TOKEN_SUFFIXES = ("", "K", "M", "B", "T")
 _SI_SUFFIXES = ("", "K", "M", "G", "T", "P", "E", "Z", "Y")
 
 
 def optimizer_name(name: str) -> str:
-    return _OPTIMIZERS.get(name, name)
+    """Write an optimizer's name, and that of its variant: `muon, momentum=0.95` is `Muon, momentum=0.95`."""
+    own, comma, settings = name.partition(",")
+    return _OPTIMIZERS.get(own, own) + comma + settings
 
 
-def batch(tokens: int) -> str:
-    """Write a global batch exactly: 256, 1K, 1.5K, 16K, 2M with K = 1024; 1000 stays 1000."""
-    for unit, suffix in ((2**20, "M"), (2**10, "K")):
-        if tokens >= unit and tokens % (unit // 2) == 0:
-            return f"{tokens / unit:g}{suffix}"
-    return str(tokens)
+def count(number: int, thing: str) -> str:
+    """Write how many there are of a thing with a regular plural: 1 run, 2 runs."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Join words: `a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
 def number(value: float) -> str:
@@ -37,7 +56,10 @@ def number(value: float) -> str:
 
 
 def tokens(value: float) -> str:
-    """Write a number of tokens: 780, 1.87K, 1.05M, 2.10B."""
+    """Write a number of tokens: 780, 1.87K, 2.10B; powers of two from 1024 on in binary units, 16K, 1M."""
+    if value >= 1024 and value % 1 == 0 and int(value).bit_count() == 1:
+        places = min((int(value).bit_length() - 1) // 10, len(_TOKEN_SUFFIXES) - 1)
+        return f"{int(value) >> 10 * places}{_TOKEN_SUFFIXES[places]}"
     return _scaled(value, _TOKEN_SUFFIXES)
 
 
@@ -47,8 +69,8 @@ def flops(value: float) -> str:
 
 
 def tick(value: float) -> str:
-    """Write a round number beside an axis: 0.02, 500, 50K, 2M."""
-    return "{:g}{}".format(*_scale(value, _TOKEN_SUFFIXES))
+    """Write a round number beside an axis: 0.02, 500, 50.0K, 2.00M."""
+    return f"{value:g}" if value < 1000 else tokens(value)
 
 
 def tick_flops(value: float) -> str:
@@ -83,19 +105,17 @@ def estimate(row: Mapping[str, Any], name: str) -> str:
 
 
 def verdict(name: str) -> str:
-    """Write a verdict's identifier in words: `edge_of_grid` is `edge of grid`."""
-    return name.replace("_", " ")
+    """Write a verdict's identifier in words: `edge_of_grid` is `best learning rate at the edge of those tried`."""
+    return _VERDICTS.get(name, name.replace("_", " "))
 
 
 def judged(row: Mapping[str, Any]) -> str:
-    """Write a row's verdict in words, with its reason where there is one."""
-    return f"{verdict(row['verdict'])}: {row['reason']}" if row["reason"] else verdict(row["verdict"])
+    """Write what stands against a row's number: its reason, or its verdict in words where there is no more to say."""
+    return str(row["reason"] or verdict(row["verdict"]))
 
 
 def column_writer(name: str) -> Callable[[Any], str]:
     """Return how the values of the column `name` are written, by the unit that its name ends with."""
-    if name == "global_batch_tokens":
-        return batch
     return next((write for ending, write in _WRITERS if name.endswith(ending)), plain)
 
 

@@ -3,7 +3,8 @@
 A step of B tokens on p devices takes a + b B / p seconds, a and b fitted to the runs of a model and optimizer; for
 p > 1 a ring all-reduce of the float32 gradients adds 2 (p - 1) / p × 4 bytes × parameters / bandwidth + latency log2 p.
 Assumptions: steps to the target do not depend on p; communication does not overlap with computation; every device is
-one like those that ran; a device holds at least one sequence, and all devices equally many.
+one like those that ran; all devices hold equally many whole sequences. A device gets no fewer tokens a step than in the
+smallest batch that was measured: below that the step cost is not known.
 """
 
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import numpy as np
 import polars as pl
 from scipy.optimize import nnls
 
+from analysis import format as fmt
 from analysis.curves import Records
 from analysis.schemas import COST_MODEL, FRONTIER, table
 
@@ -23,20 +25,28 @@ LATENCY_SECONDS = 20e-6
 GRADIENT_BYTES = 4
 MAX_DEVICES = 1024
 
+#: A run on a processor that had less than this share of its threads was timed beside other work.
+MIN_CPU_SHARE = 0.9
+
 _PLACE = ["model", "optimizer", "target_loss_nats", "protocol", "kind"]
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """Seconds of one optimizer step: `per_step` + `per_token` × tokens per device, and the all-reduce."""
+    """Seconds of one optimizer step: `per_step` + `per_token` × tokens per device, and the all-reduce.
 
-    per_step_seconds: float
+    `per_step_seconds` is None where one batch size alone was timed: its share is then in `per_token_seconds`. Nothing
+    is known below `min_tokens_per_device`.
+    """
+
+    per_step_seconds: float | None
     per_token_seconds: float
+    min_tokens_per_device: float
     num_params: int
     source: str
 
     def step_seconds(self, global_batch_tokens: int, num_devices: int) -> float:
-        compute = self.per_step_seconds + self.per_token_seconds * global_batch_tokens / num_devices
+        compute = (self.per_step_seconds or 0.0) + self.per_token_seconds * global_batch_tokens / num_devices
         if num_devices == 1:
             return compute
         bytes_sent = 2 * (num_devices - 1) / num_devices * GRADIENT_BYTES * self.num_params
@@ -48,7 +58,9 @@ def frontier(records: Records, cells: pl.DataFrame, chosen: pl.DataFrame) -> tup
     costs = fit_step_costs(records.runs)
     sequences = dict(records.runs.select("model", "sequence_length").unique().iter_rows())
     points = [*_measured(chosen), *_projected(cells, costs, sequences)]
-    rows = [point | {"on_frontier": False, "on_flops_frontier": False} for point in points]
+    verdicts = _clock_verdicts(records)
+    marks = {"on_frontier": False, "on_flops_frontier": False}
+    rows = [point | marks | verdicts.get((point["model"], point["optimizer"]), _SOUND) for point in points]
     frame = table(rows, FRONTIER).with_columns(
         pl.struct("train_seconds", cost).map_batches(_undominated, pl.Boolean).over(_PLACE).alias(name)
         for name, cost in (("on_frontier", "device_seconds"), ("on_flops_frontier", "train_flops"))
@@ -72,12 +84,54 @@ def fit_step_costs(runs: pl.DataFrame) -> dict[tuple[str, str], StepCost]:
         (per_step, per_token), _ = nnls(np.column_stack(columns) / seconds[:, None], np.ones_like(seconds))
         worst = float(np.max(np.abs((per_step + per_token * tokens) / seconds - 1)))
         devices = ", ".join(sorted(set(group["device"].drop_nulls())))
+        limit = f"projected down to {fmt.tokens(tokens.min())} tokens a device, the fewest measured"
+        if num_batches == 1:
+            limit = (
+                "not projected to more devices: one batch size does not tell the cost of a step from that of a token"
+            )
         source = (
-            f"fitted to {group.height} runs at {num_batches} batch sizes on {group['num_devices'][0]} × {devices}, "
-            f"none more than {worst:.0%} off"
+            f"fitted to {fmt.count(group.height, 'run')} at {fmt.count(num_batches, 'batch size')} "
+            f"on {group['num_devices'][0]} × {devices}, "
+            f"none more than {worst:.0%} off; {limit}"
         )
-        costs[str(model), str(optimizer)] = StepCost(float(per_step), float(per_token), group["num_params"][0], source)
+        costs[str(model), str(optimizer)] = StepCost(
+            per_step_seconds=float(per_step) if num_batches > 1 else None,
+            per_token_seconds=float(per_token),
+            min_tokens_per_device=float(tokens.min()),
+            num_params=group["num_params"][0],
+            source=source,
+        )
     return costs
+
+
+def cpu_shares(records: Records) -> pl.DataFrame:
+    """Return model, optimizer and `cpu_share` of each run: processor seconds over threads × train_seconds, at its end.
+
+    Runs without a processor's clock are left out.
+    """
+    last = records.evaluations.sort("run_id", "step").group_by("run_id", maintain_order=True).last()
+    runs = records.runs.select("run_id", "model", "optimizer", "threads")
+    share = pl.col("train_cpu_seconds") / (pl.col("train_seconds") * pl.col("threads"))
+    return (
+        runs.join(last, on="run_id", maintain_order="left")
+        .filter(pl.col("train_seconds") > 0)
+        .select("model", "optimizer", cpu_share=share)
+        .drop_nulls()
+    )
+
+
+_SOUND = {"verdict": "ok", "reason": ""}
+
+
+def _clock_verdicts(records: Records) -> dict[tuple[str, str], dict[str, str]]:
+    """Return verdict and reason of every (model, optimizer) of which a run had too small a share of its threads."""
+    lowest = cpu_shares(records).group_by("model", "optimizer").agg(pl.col("cpu_share").min())
+    why = "times were measured on a machine shared with other work: CPU share"
+    return {
+        (model, optimizer): {"verdict": "shared_machine", "reason": f"{why} {share:.0%}"}
+        for model, optimizer, share in lowest.iter_rows()
+        if share < MIN_CPU_SHARE
+    }
 
 
 def _measured(chosen: pl.DataFrame) -> Iterator[dict[str, Any]]:
@@ -100,6 +154,8 @@ def _projected(
         if cost is None:
             continue
         for num_devices in device_counts(batch // sequences[cell["model"]]):
+            if batch / num_devices < cost.min_tokens_per_device:
+                break
             seconds = cell["steps_to_target"] * cost.step_seconds(batch, num_devices)
             yield {name: cell[name] for name in (*_PLACE[:-1], "global_batch_tokens")} | {
                 "num_devices": num_devices,

@@ -25,6 +25,9 @@ MIN_DOF = 3
 #: Seeds explain at most this share of the variance: all of it would leave contrasts without error, and no inverse.
 MAX_SHARED = 0.999
 
+#: Why there is no interval where `pooled` gives None.
+NO_NOISE = "no interval: too few repeated runs to estimate the noise"
+
 #: A misfit less likely than this widens the intervals.
 LACK_OF_FIT_LEVEL = 0.05
 
@@ -33,7 +36,8 @@ LACK_OF_FIT_LEVEL = 0.05
 class Errors:
     """Covariance of the means of cells [cells, cells], in log T, with the degrees of freedom of its estimate.
 
-    `dof` is for one cell; `contrast_dof` for differences between cells, in which a seed common to all of them cancels.
+    `dof` is for one cell; `contrast_dof` for differences between cells: larger where all have the same seeds, whose
+    common part cancels.
     """
 
     covariance: Array
@@ -69,7 +73,8 @@ class Noise:
         """Return the errors of the cells' mean log T, given the seeds of the runs of each."""
         shared = np.array([[len(set(a) & set(b)) / (len(a) * len(b)) for b in seeds] for a in seeds])
         own = np.diag([(self.variance - self.other_cell) / len(a) for a in seeds])
-        return Errors(own + self.other_cell * shared, self.dof, self.contrast_dof)
+        same_seeds = all(set(other) == set(seeds[0]) for other in seeds)
+        return Errors(own + self.other_cell * shared, self.dof, self.contrast_dof if same_seeds else self.dof)
 
 
 def pooled(runs: pl.DataFrame) -> Noise | None:

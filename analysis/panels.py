@@ -1,6 +1,7 @@
 """What is drawn inside one panel: a frame and an axes in, marks on the axes out.
 
-Hollow markers carry a verdict that is not `ok`; a triangle at the top edge stands for runs that fell short.
+Hollow markers carry a verdict that is not `ok`. An arrow at the top edge stands for runs that fell short of the target,
+one at the bottom edge for runs that were there before their first evaluation.
 """
 
 import math
@@ -15,8 +16,9 @@ from analysis import figure_style as style
 from analysis import format as fmt
 from analysis.figure_style import OptimizerStyle, OrderedStyle
 
-TOP_EDGE = 0.96
+TOP_EDGE, BOTTOM_EDGE = 0.96, 0.04
 HEADROOM = 0.12
+UP, DOWN = r"$\uparrow$", r"$\downarrow$"
 
 
 def loss_curves(ax: Axes, curves: pl.DataFrame, batches: OrderedStyle) -> None:
@@ -90,20 +92,22 @@ def points(ax: Axes, cells: pl.DataFrame, quantity: str, optimizers: OptimizerSt
         ax.plot(x, row[quantity], marker=optimizers.marker(name), color=colour, mfc=face, zorder=3)
 
 
-def not_reached(ax: Axes, cells: pl.DataFrame, optimizers: OptimizerStyle, name: str) -> None:
-    """Put a triangle at the top edge for each cell without an estimate of its tokens."""
-    missing = cells.filter(pl.col("tokens_to_target").is_null())["global_batch_tokens"]
-    at_top(ax, [size * optimizers.dodge(name) for size in missing], optimizers.colour(name))
+def without_tokens(ax: Axes, cells: pl.DataFrame, optimizers: OptimizerStyle, name: str) -> None:
+    """Put an arrow at the edge beyond which the tokens lie, for each cell without an estimate of them."""
+    missing = cells.filter(pl.col("tokens_to_target").is_null()).select("global_batch_tokens", "verdict")
+    for size, verdict in missing.iter_rows():
+        at_edge(ax, size * optimizers.dodge(name), optimizers.colour(name), bottom=verdict == "reached_at_first_eval")
 
 
-def at_top(ax: Axes, places: list[float], colour: Any) -> None:
+def at_edge(ax: Axes, x: float, colour: Any, *, bottom: bool = False) -> None:
+    """Draw an arrow that points out of the panel."""
     ax.plot(
-        places,
-        [TOP_EDGE] * len(places),
-        marker="^",
-        ls="",
+        x,
+        BOTTOM_EDGE if bottom else TOP_EDGE,
+        marker=DOWN if bottom else UP,
+        ms=8,
         color=colour,
-        mfc="white",
+        mew=0.4,
         transform=ax.get_xaxis_transform(),
         zorder=3,
     )
@@ -134,9 +138,10 @@ def rate_curves(ax: Axes, rates: pl.DataFrame, batches: OrderedStyle) -> None:
             legend=False,
             ax=ax,
         )
-    censored = rates.filter(pl.col("tokens_to_target").is_null())
-    for size, lr in censored.select("global_batch_tokens", "peak_lr").iter_rows():
-        at_top(ax, [lr], batches.palette[size])
+    for (lr,), censored in rates.filter(pl.col("tokens_to_target").is_null()).group_by(["peak_lr"]):
+        sizes = censored["global_batch_tokens"].sort().to_list()
+        for place, size in enumerate(sizes):
+            at_edge(ax, lr * style.dodge(place, len(sizes), octaves=0.14), batches.palette[size])
 
 
 def optima(ax: Axes, cells: pl.DataFrame, batches: OrderedStyle) -> None:
@@ -160,7 +165,7 @@ def optima(ax: Axes, cells: pl.DataFrame, batches: OrderedStyle) -> None:
                 mfc=colour if known and row["lr_verdict"] == "ok" else "white",
             )
     ax.set(ylim=(-0.7, len(batches.values) - 0.3), ylabel="Batch")
-    ax.set_yticks(range(len(batches.values)), [fmt.batch(size) for size in batches.values])
+    ax.set_yticks(range(len(batches.values)), [fmt.tokens(size) for size in batches.values])
 
 
 def ratios(ax: Axes, frame: pl.DataFrame, targets: OrderedStyle) -> None:

@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 from analysis import figure_style as style
 from analysis import format as fmt
 from analysis import panels
-from analysis.estimate import Estimates
+from analysis.estimate import Estimates, headline_target
 from analysis.figure_style import OptimizerStyle, OrderedStyle
 from analysis.targets import curves
 
@@ -23,17 +23,6 @@ FITTED_DEFINITION = "emin_over_smin"
 
 _COST_LABELS = {"device_seconds": "Device-seconds to target", "train_flops": "Training FLOPs to target"}
 _ON_FRONTIER = {"device_seconds": "on_frontier", "train_flops": "on_flops_frontier"}
-
-
-def headline_target(estimates: Estimates) -> float | None:
-    """Return the hardest target that all optimizers reached at two batch sizes or more, else the hardest reached."""
-    reached = estimates.cells.filter(pl.col("tokens_to_target").is_not_null())
-    batches = reached.group_by("target_loss_nats", "optimizer").agg(num=pl.col("global_batch_tokens").n_unique())
-    optimizers = batches.filter(pl.col("num") >= 2).group_by("target_loss_nats").len()
-    by_all = optimizers.filter(pl.col("len") == estimates.cells["optimizer"].n_unique())
-    hardest = (reached if by_all.is_empty() else by_all)["target_loss_nats"].min()
-    assert hardest is None or isinstance(hardest, float)
-    return hardest
 
 
 def loss_curves(estimates: Estimates) -> Figure:
@@ -52,7 +41,7 @@ def loss_curves(estimates: Estimates) -> Figure:
             for target in estimates.records.manifest.targets_nats:
                 ax.axhline(target, color=style.MUTED, lw=0.6, zorder=0)
         style.log_axis(axes[0], "x")
-        handles = batches.handles(fmt.batch, batches.values)
+        handles = batches.handles(fmt.tokens, batches.values)
         cue = style.cue("target losses", color=style.MUTED, ls="-", lw=0.6)
         style.side_legend(figure, [*handles, cue], "Global batch (tokens)")
     return figure
@@ -85,7 +74,7 @@ def learning_rates(estimates: Estimates) -> Figure:
             style.log_axis(upper, "y", headroom=panels.HEADROOM)
             upper.set(ylabel="Tokens to target")
             lower.set(xlabel="Peak learning rate")
-        handles = [*batches.handles(fmt.batch, batches.values), *_rate_cues(rates, cells)]
+        handles = [*batches.handles(fmt.tokens, batches.values), *_rate_cues(rates, cells)]
         style.side_legend(figure, handles, "Global batch (tokens)")
     return figure
 
@@ -184,9 +173,11 @@ def _to_target(estimates: Estimates, quantity: str) -> Figure:
     with style.theme():
         optimizers = _optimizers(estimates)
         figure, axes = style.panels(len(targets), note_lines=len(optimizers.names))
-        for ax, target in zip(axes, targets, strict=True):
+        notes = [_critical_notes(estimates, target) for target in targets]
+        lines = max(len(style.wrapped(own)) for own in notes)
+        for ax, target, own in zip(axes, targets, notes, strict=True):
             _draw_target(ax, estimates, target, quantity, optimizers)
-            style.heading(ax, f"target {fmt.loss(target)} nats/token", _critical_notes(estimates, target))
+            style.heading(ax, f"target {fmt.loss(target)} nats/token", own, lines)
         style.log_axis(axes[0], "y", headroom=panels.HEADROOM)
         handles = optimizers.handles(_values(estimates.cells, "optimizer"))
         style.side_legend(figure, [*handles, *_fit_cues(estimates, targets, axes[0])])
@@ -203,11 +194,12 @@ def _draw_target(ax: Axes, estimates: Estimates, target: float, quantity: str, o
         own = pl.col("optimizer") == name
         panels.fitted_curve(ax, fits.filter(own), quantity, optimizers, name)
         panels.points(ax, cells.filter(own), quantity, optimizers, name)
-        panels.not_reached(ax, cells.filter(own), optimizers, name)
+        panels.without_tokens(ax, cells.filter(own), optimizers, name)
         for critical in criticals.filter(own).iter_rows(named=True):
             panels.critical_batch(ax, critical, quantity, optimizers.colour(name))
     if cells[quantity].is_null().all():
-        style.empty_panel(ax, "no run reached this target")
+        unknown = set(cells["verdict"]) & {"reached_at_first_eval", "censored"}
+        style.empty_panel(ax, "no tokens to this target\ncan be told" if unknown else "no run reached this target")
     ax.set_ylabel("Tokens to target" if quantity == "tokens_to_target" else "Optimizer steps to target")
 
 
@@ -329,13 +321,17 @@ def _fit_cues(estimates: Estimates, targets: list[float], ax: Axes, place: str =
         for frame in (estimates.cells, estimates.fit_curves, _fitted(estimates))
     )
     on_axis = criticals.filter(pl.col("critical_batch_tokens").is_between(*ax.get_xlim()))
-    reached = pl.col("tokens_to_target").is_not_null()
+    reached, early = pl.col("tokens_to_target").is_not_null(), pl.col("verdict") == "reached_at_first_eval"
     band = Patch(color=style.MUTED, alpha=0.3, lw=0, label=f"{place}fit, {estimates.level:.0%} interval")
     return _occurring(
         (band, _any_interval(fits, "tokens_to_target")),
         (style.cue(f"{place}$B_{{crit}}$, interval", marker="*", ms=10), on_axis.height > 0),
         (_caveat_cue(place), _any_caveat(cells.filter(reached)) or _any_caveat(on_axis)),
-        (style.cue(f"{place}not reached by all", marker="^", mfc="white"), cells.filter(~reached).height > 0),
+        (style.cue(f"{place}not reached by all", marker=panels.UP, ms=8), cells.filter(~reached & ~early).height > 0),
+        (
+            style.cue(f"{place}reached before the\nfirst evaluation", marker=panels.DOWN, ms=8),
+            cells.filter(early).height > 0,
+        ),
     )
 
 
@@ -353,7 +349,7 @@ def _rate_cues(rates: pl.DataFrame, cells: pl.DataFrame) -> list[Any]:
     marked = cells.filter(pl.col("optimal_lr").is_not_null() | pl.col("best_lr").is_not_null())
     doubtful = marked.filter(pl.col("optimal_lr").is_null() | (pl.col("lr_verdict") != "ok"))
     return _occurring(
-        (style.cue("a run fell short", marker="^", mfc="white"), rates["tokens_to_target"].null_count() > 0),
+        (style.cue("a run fell short", marker=panels.UP, ms=8), rates["tokens_to_target"].null_count() > 0),
         (style.cue("optimum, interval", marker="o", ls="-"), marked.height > 0),
         (_caveat_cue(), doubtful.height > 0),
     )

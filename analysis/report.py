@@ -15,8 +15,9 @@ import polars as pl
 
 from analysis import captions
 from analysis import format as fmt
-from analysis.answer import answers
+from analysis.answer import DEFINITION, answers, lead
 from analysis.estimate import Estimates
+from analysis.frontier import cpu_shares
 from analysis.html_table import HtmlTable, html_table
 from analysis.schemas import RUNS, TABLES
 from harness.record import write_atomically
@@ -30,11 +31,16 @@ _PROVENANCE = (
 _PROBLEM_COLUMNS = ["run_id", "stage", "status", "stop_reason", "tokens_seen", "token_budget"]
 
 
+#: Tables of single runs, whose integers are written in full.
+_EXACT = ("runs", "targets")
+
+
 @dataclass(frozen=True)
 class DrawnFigure:
     """A figure as files and as an inline element, with its caption."""
 
     name: str
+    kind: str
     model: str
     caption: captions.Caption
     inline_svg: str
@@ -86,7 +92,7 @@ def _draw(estimates: Estimates, folder: Path) -> Iterator[DrawnFigure]:
             svg = figure_style.svg_bytes(figure)
             write_atomically(folder / f"{name}.svg", svg)
             write_atomically(folder / f"{name}.png", figure_style.png_bytes(figure))
-            yield DrawnFigure(name, model, caption, inline_svg(svg, name.replace(".", "_"), caption.title))
+            yield DrawnFigure(name, figure_name, model, caption, inline_svg(svg, name.replace(".", "_"), caption.title))
 
 
 def _file_name(model: str) -> str:
@@ -112,6 +118,8 @@ def _render(estimates: Estimates, figures: list[DrawnFigure], reference: Path | 
     return environment.get_template("report.html.j2").render(
         manifest=estimates.records.manifest,
         level=f"{estimates.level:.0%}",
+        definition=DEFINITION.format(baseline=fmt.optimizer_name(estimates.records.manifest.baseline)),
+        leads={name: lead(part) for name, part in models(estimates).items()},
         answers={name: answers(part) for name, part in models(estimates).items()},
         figures=figures,
         tables=tables,
@@ -133,7 +141,7 @@ def _frames(estimates: Estimates) -> dict[str, pl.DataFrame]:
 
 def _table(name: str, frame: pl.DataFrame) -> HtmlTable:
     columns = TABLES.get(name, RUNS)
-    return html_table(name, captions.TABLES[name], frame, columns)
+    return html_table(name, captions.TABLES[name], frame, columns, exact=name in _EXACT)
 
 
 def _of_model(estimates: Estimates, model: str) -> Estimates:
@@ -153,7 +161,14 @@ def _provenance(estimates: Estimates) -> list[tuple[str, str]]:
         (f"{name.replace('_', ' ')}", _values(runs[name])) for name in _PROVENANCE if not runs[name].is_null().all()
     ]
     seconds = float(runs["train_seconds"].sum())
-    return [("runs", str(runs.height)), ("training time of all runs", fmt.seconds(seconds)), *facts]
+    shares = cpu_shares(estimates.records)["cpu_share"]
+    busy = [] if shares.is_empty() else [("CPU share of a run's threads", _share_range(shares))]
+    return [("runs", str(runs.height)), ("training time of all runs", fmt.seconds(seconds)), *busy, *facts]
+
+
+def _share_range(shares: pl.Series) -> str:
+    lowest, median, highest = (shares.quantile(part, "linear") or 0.0 for part in (0, 0.5, 1))
+    return f"{lowest:.0%} to {highest:.0%}, median {median:.0%}"
 
 
 def _values(column: pl.Series) -> str:
@@ -167,7 +182,7 @@ def _problems(estimates: Estimates) -> dict[str, Any]:
     unfinished = runs.filter(pl.col("status") != "finished").select(_PROBLEM_COLUMNS)
     missing = sorted({run.run_id for run in manifest.runs} - set(runs["run_id"]))
     return {
-        "table": html_table("runs", "Runs that diverged or have not finished.", unfinished, RUNS),
+        "table": html_table("runs", "Runs that diverged or have not finished.", unfinished, RUNS, exact=True),
         "missing": missing,
         "planned": len({run.run_id for run in manifest.runs}),
     }
@@ -175,10 +190,13 @@ def _problems(estimates: Estimates) -> dict[str, Any]:
 
 def _agreement_words(agreement: pl.DataFrame, reference: Path | None) -> str:
     """Say in a sentence how many numbers agree with the reference."""
-    if agreement.is_empty():
+    if agreement.is_empty() and reference is None:
         return "There is no reference to compare this sweep with."
-    said = agreement["agrees"].drop_nulls()
     name = "the reference" if reference is None else f"the reference {reference.name}"
+    if agreement.is_empty():
+        return f"Nothing can be compared with {name}: no optimizer, batch and target are in both under the same names."
+    said = agreement["agrees"].drop_nulls()
     unsaid = agreement.height - len(said)
     left = f"; of {unsaid} more it cannot be said, for the reason given" if unsaid else ""
-    return f"{said.sum()} of {len(said)} numbers agree with {name} within the combined intervals{left}."
+    agree = "number agrees" if len(said) == 1 else "numbers agree"
+    return f"{said.sum()} of {len(said)} {agree} with {name} within the combined intervals{left}."

@@ -69,6 +69,7 @@ TARGETS: Columns = {
     "status": Column(str, "", "reached, not_reached (censored at tokens_seen), reached_at_first_eval, diverged"),
     "tokens_to_target": Column(float, "tokens", "first crossing of the target, interpolated; null unless reached"),
     "tokens_seen": Column(int, "tokens", "tokens at the run's last evaluation"),
+    "lowest_loss_nats": Column(float, "nats/token", "lowest loss that the protocol read; null where none was finite"),
     **_TO_TARGET,
 }
 
@@ -96,6 +97,7 @@ CELLS: Columns = {
     "lr_verdict": Column(
         str, "", "ok: bracketed by rates tried; edge_of_grid: outside them; not_identified, single_rate"
     ),
+    "lr_reason": Column(str, "", "what the grid leaves open about the chosen rate; empty when nothing"),
     "seeds_from": Column(str, "", "fresh: seeds that took no part in the choice of the rate; grid: those that did"),
     "num_seeds": Column(int, "", "runs at the chosen rate"),
     "num_reached": Column(int, "", "how many of them reached the target"),
@@ -164,6 +166,7 @@ FRONTIER: Columns = {
         bool, "", "no other point of its kind, optimizer and target is as fast and costs fewer device_seconds"
     ),
     "on_flops_frontier": Column(bool, "", "the same with train_flops as the cost"),
+    **_VERDICT,
 }
 
 COST_MODEL: Columns = {

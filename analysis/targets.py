@@ -18,13 +18,16 @@ def targets(records: Records) -> pl.DataFrame:
     A run already at the target at its first trained mark gives no T: its crossing has no bracket in log tokens.
     """
     losses = pl.DataFrame({"target_loss_nats": sorted(set(records.manifest.targets_nats))}, {"target_loss_nats": float})
+    curve = curves(records)
     seen = records.evaluations.group_by("run_id").agg(pl.col("tokens_seen").max())
+    lowest = curve.group_by("run_id").agg(lowest_loss_nats=pl.col("loss_nats").min())
     reached = pl.col("status") == "reached"
     return (
         records.runs.drop("tokens_seen", "train_seconds")
         .join(seen, on="run_id")
+        .join(lowest, on="run_id", how="left")
         .join(losses, how="cross")
-        .join(_crossings(curves(records), losses), on=["run_id", "target_loss_nats"], how="left")
+        .join(_crossings(curve, losses), on=["run_id", "target_loss_nats"], how="left")
         .with_columns(status=_status())
         .with_columns(tokens_to_target=pl.when(reached).then("crossing_tokens"))
         .with_columns(

@@ -6,13 +6,17 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from analysis import format as fmt
 from analysis.cells import Cells, complete_groups
 from analysis.fit import MIN_SPARE_POINTS, NUM_PARAMETERS
-from analysis.noise import Errors, pooled, t_quantile
+from analysis.noise import NO_NOISE, Errors, pooled, t_quantile
 from analysis.schemas import RATIO_TRENDS, TOKEN_RATIOS, table
 
 _SERIES = ("model", "protocol", "target_loss_nats")
-_WORST_FIRST = ("diverged", "not_reached", "censored", "mid_schedule", "warmup_confounded", "edge_of_grid", "ok")
+_WORST_FIRST = (
+    "diverged", "not_reached", "censored", "reached_at_first_eval",
+    "mid_schedule", "warmup_confounded", "edge_of_grid", "ok",
+)  # fmt: skip
 
 
 def token_ratios(estimated: Cells, baseline: str, level: float) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -46,8 +50,12 @@ def _side_by_side(cells: pl.DataFrame, baseline: str, challenger: str) -> pl.Dat
         pl.col(name).replace_strict(_WORST_FIRST, range(len(_WORST_FIRST)), return_dtype=pl.Int64)
         for name in ("verdict", "verdict_challenger")
     )
+    own = {
+        name: pl.col(name).str.replace(NO_NOISE, "", literal=True).str.strip_suffix("; ")
+        for name in ("reason", "reason_challenger")
+    }  # the ratio says by itself whether it has an interval
     reasons = (
-        pl.when(pl.col(column) != "").then(pl.lit(f"{name}: ") + pl.col(column))
+        pl.when(own[column] != "").then(pl.lit(f"{fmt.optimizer_name(name)}: ") + own[column])
         for name, column in ((baseline, "reason"), (challenger, "reason_challenger"))
     )
     return both.select(
@@ -117,7 +125,7 @@ def _ratio_rows(
             low, high = float(np.exp(log_ratio - half)), float(np.exp(log_ratio + half))
         elif log_ratio is not None:
             verdict = "few_points" if verdict == "ok" else verdict
-            reason = "; ".join(filter(None, (reason, "no interval: too few repeated runs to estimate the noise")))
+            reason = "; ".join(filter(None, (reason, NO_NOISE)))
         rows.append(
             {
                 "global_batch_tokens": batch,
@@ -140,7 +148,9 @@ def _trend(known: pl.DataFrame, errors: Errors | None, level: float) -> dict[str
     batches = known["global_batch_tokens"].to_numpy().astype(float)
     spare = len(batches) - NUM_PARAMETERS
     if spare < 1:
-        return _trend_row(None, None, "few_points", f"{len(batches)} batches with a ratio")
+        return _trend_row(
+            None, None, "few_points", f"a ratio at {len(batches)} batch{'' if len(batches) == 1 else 'es'}"
+        )
     design = np.column_stack([np.ones_like(batches), np.log(batches)])
     weight = np.linalg.inv(errors.covariance) if errors else np.eye(len(batches))
     inverse = np.linalg.inv(design.T @ weight @ design)
@@ -162,7 +172,8 @@ def _trend(known: pl.DataFrame, errors: Errors | None, level: float) -> dict[str
         return _trend_row(slope, half, "non_monotone", against)
     doubtful = known.filter(pl.col("verdict") != "ok")
     reason = "; ".join(
-        f"batch {batch}: {verdict}" for batch, verdict in doubtful["global_batch_tokens", "verdict"].iter_rows()
+        f"batch {fmt.tokens(batch)}: {fmt.verdict(caveat)}"
+        for batch, caveat in doubtful["global_batch_tokens", "verdict"].iter_rows()
     )
     return _trend_row(slope, half, verdict, reason)
 
@@ -176,7 +187,7 @@ def _move_against(slope: float, known: pl.DataFrame, errors: Errors, level: floa
         move = log_ratio[second] - log_ratio[first]
         if move * slope < 0 and abs(move) > t * errors.of_difference(first, second):
             change = f"{abs(np.expm1(move)):.0%} {'up' if move > 0 else 'down'}"
-            return f"the ratio goes {change} from batch {batches[first]} to {batches[second]}"
+            return f"the ratio goes {change} from batch {fmt.tokens(batches[first])} to {fmt.tokens(batches[second])}"
     return ""
 
 

@@ -29,7 +29,8 @@ class CorpusConfig(Frozen):
     """Which text, cut into tokens how. `fingerprint` and `vocab_size` are filled in when the corpus is prepared.
 
     `paths` holds files or globs for the sources `text`, `jsonl` and `bin`; for `huggingface` it is `[name]` or
-    `[name, configuration]` of a data set, whose part `train` is read.
+    `[name, configuration]` of a data set, whose part `train` is read. In a sweep file, relative paths (`tokenizer_path`
+    too) count from that file's folder.
 
     `validation_share` of the documents, chosen by a hash of their path (files) or their text (rows), is for validation.
     A single text file is split by position instead: its last `validation_share`, from the start of a line on. Token
@@ -247,9 +248,11 @@ class MachineConfig(Frozen):
     checkpoint_every_seconds: NonNegative = 60.0
 
 
-def _preset_shape(name: str | None) -> dict[str, Any]:
+def _preset_shape(name: Any) -> dict[str, Any]:
     if name is None:
         return {}
+    if not isinstance(name, str):
+        raise ValueError(f"preset {name!r} is not one name; to sweep it, put model.preset under grid")
     if name not in MODEL_PRESETS:
         raise ValueError(f"unknown model preset {name!r}; {nearest(name, MODEL_PRESETS)}")
     return dict(MODEL_PRESETS[name])

@@ -161,7 +161,7 @@ def _build(config: CorpusConfig, files: list[SourceFile], folder: Path) -> None:
     partial.mkdir()
     try:
         index = _write_tokens(config, files, partial) if config.source == "bin" else _write_text(config, files, partial)
-        _check_splits(config, index)
+        _check_splits(config, index, len(files))
         write_index(partial, index)
         os.replace(partial, folder)
     finally:
@@ -243,10 +243,18 @@ def _index(
     )
 
 
-def _check_splits(config: CorpusConfig, index: ShardIndex) -> None:
+def _check_splits(config: CorpusConfig, index: ShardIndex, num_files: int) -> None:
     if not index.train.tokens and not index.validation.tokens:
         left_out = f" ({index.left_out_documents} are empty or hold a NUL byte)" if index.left_out_documents else ""
         raise ValueError(f"corpus {_described(config)} has no documents{left_out}; give files that hold text")
+    is_split_by_path = config.source == "text" and num_files > 1 and config.max_tokens is None
+    if is_split_by_path and not (index.train.tokens and index.validation.tokens):
+        fell, change = ("all", "lower") if index.validation.tokens else ("none", "raise")
+        raise ValueError(
+            f"corpus {_described(config)}: {fell} of the {num_files} files fell into the "
+            f"{100 * config.validation_share:g} % kept for validation; {change} corpus.validation_share, "
+            "or join them into one file, which is split by position"
+        )
     more = "" if config.max_tokens is None else f", or raise corpus.max_tokens from {config.max_tokens}"
     for split in SPLITS:
         if not index.shard(split).tokens:

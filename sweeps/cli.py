@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         status: int = options.verb(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output has enough of it, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except ValueError as error:
         print(f"critbatch: {error}", file=sys.stderr)
         return 2
@@ -58,10 +63,12 @@ def run(options: argparse.Namespace) -> int:
 def submit(options: argparse.Namespace) -> int:
     """Queue jobs that train what is missing, and return at once."""
     from sweeps.launch import submit_local
+    from sweeps.printing import counted
 
     folder, slots = _written(options)
     jobs = submit_local(folder, slots)
-    print(f"Submitted jobs {', '.join(job.job_id for job in jobs)} (logs in {folder.path / 'jobs'}).")
+    ids = ", ".join(job.job_id for job in jobs)
+    print(f"Submitted {counted(len(jobs), 'job')}: {ids} (logs in {folder.path / 'jobs'}).")
     print(f"critbatch status {folder.path}   shows how they do; then: critbatch report {folder.path}")
     return 0
 
@@ -135,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
         "plan", parents=[sweep, settings, results, slots, as_json], help="what a sweep would do, before it does"
     )
     verb.add_argument(
-        "--flops-per-second", metavar="X", type=float, help="of this machine, for the hours (default: measured)"
+        "--flops-per-second", metavar="X", type=_speed_value, help="of this machine, for the hours (default: measured)"
     )
     verb.set_defaults(verb=plan)
     verb = verbs.add_parser("run", parents=[sweep, settings, results, slots], help="train what is missing, then report")
@@ -143,12 +150,10 @@ def _parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("submit", parents=[sweep, settings, results, slots], help="the same through a job queue")
     verb.add_argument("--cluster", choices=["local"], required=True, help="local: this machine, in the background")
     verb.set_defaults(verb=submit)
-    verb = verbs.add_parser(
-        "status", parents=[results, settings, as_json], help="what is running, and why something is not"
-    )
+    verb = verbs.add_parser("status", parents=[results, as_json], help="what is running, and why something is not")
     verb.add_argument("sweep", metavar="SWEEP", nargs="?", help="name or folder of a sweep (default: all)")
     verb.add_argument("--runs", action="store_true", help="list every run")
-    verb.set_defaults(verb=status)
+    verb.set_defaults(verb=status, settings=[])
     verb = verbs.add_parser(
         "report", parents=[sweep, settings, results], help="figures, tables and report.html from the records"
     )
@@ -164,17 +169,39 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _speed_value(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above zero, as 2e10, not {text!r}")
+    return value
+
+
 def _planned(options: argparse.Namespace) -> "tuple[Plan, SweepSpec, list[RunConfig], SweepFolder]":
     """Read, expand and check the sweep; nothing is written but the corpus cache."""
-    from sweeps.launch import default_slots
+    from sweeps.launch import check_machine, default_slots
     from sweeps.plan import make_plan, prepare_runs
-    from sweeps.sweep_file import read_spec
 
-    spec = read_spec(options.sweep, options.settings)
+    spec = _spec(options)
+    check_machine(spec.machine)
     runs, check_budget = prepare_runs(spec)
     folder = _own_folder(options, spec.name)
     slots = options.slots or default_slots(spec.machine)
     return make_plan(spec, runs, check_budget, slots, _speed(options, folder)), spec, runs, folder
+
+
+def _spec(options: argparse.Namespace) -> "SweepSpec":
+    from sweeps.sweep_file import UnknownSweepError, read_spec
+
+    try:
+        return read_spec(options.sweep, options.settings)
+    except UnknownSweepError as error:
+        folder = Path(options.results) / options.sweep
+        if (folder / "sweep.yaml").is_file():
+            raise ValueError(f"no sweep {options.sweep!r} here; did you mean {str(folder)!r}?") from None
+        raise error from None
 
 
 def _speed(options: argparse.Namespace, folder: "SweepFolder") -> "Speed":
@@ -186,11 +213,18 @@ def _speed(options: argparse.Namespace, folder: "SweepFolder") -> "Speed":
 
 
 def _written(options: argparse.Namespace) -> "tuple[SweepFolder, int]":
-    from sweeps.store import write_sweep
+    from sweeps.changes import changes_in_words, contents
+    from sweeps.printing import counted
+    from sweeps.store import is_running, write_sweep
 
     planned, spec, runs, folder = _planned(options)
+    before = contents(folder)
     write_sweep(spec, runs, folder)
-    print(f"{spec.name}: {planned.runs} runs on {planned.slots} slots, in {folder.path}")
+    print(f"{spec.name}: {planned.runs_in_words} on {counted(planned.slots, 'slot')}, in {folder.path}")
+    for line in changes_in_words(before, contents(folder)):
+        print(line)
+    if is_running(folder):
+        print("Another critbatch is running this sweep; its runs are shared, and times measured now are slower.")
     return folder, planned.slots
 
 
@@ -205,12 +239,11 @@ def _own_folder(options: argparse.Namespace, name: str) -> "SweepFolder":
 def _started_folder(options: argparse.Namespace) -> "SweepFolder":
     """Return the folder of a sweep that was started: SWEEP itself, that name under --results, or that of its file."""
     from sweeps.store import SweepFolder
-    from sweeps.sweep_file import read_spec
 
     for path in (Path(options.sweep), Path(options.results) / options.sweep):
-        if (path / "sweep.json").is_file():
+        if (path / "sweep.json").is_file() and not options.settings:
             return SweepFolder(path)
-    return _own_folder(options, read_spec(options.sweep, options.settings).name)
+    return _own_folder(options, _spec(options).name)
 
 
 def _reference(folder: "SweepFolder") -> Path:

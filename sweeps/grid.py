@@ -127,9 +127,14 @@ def _runs(spec: SweepSpec, combination: Combination) -> list[RunConfig]:
     """Return the runs of one combination: one for each learning rate, which may depend on the batch."""
     settings = _settings(spec, combination)
     rule = spec.optimizers[combination["optimizer"]].learning_rate
-    if rule is None:
-        return [_checked(spec, settings)]
     optimizer = settings["optimizer"]
+    if rule is None:
+        if "peak_lr" not in optimizer:
+            raise ValueError(
+                f"{spec.name}: optimizers.{optimizer['name']}.learning_rate is missing; "
+                "give a list such as [0.01, 0.02], or a centre that moves with the batch"
+            )
+        return [_checked(spec, settings)]
     if "peak_lr" in optimizer:
         raise ValueError(f"{spec.name}: {optimizer['name']} has both a learning_rate and a peak_lr; keep one of them")
     any_rate = _checked(spec, settings | {"optimizer": optimizer | {"peak_lr": 1.0}})

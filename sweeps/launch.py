@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import MachineConfig
+from harness.record import RunFolder
 from sweeps.display import Tick, shown
 from sweeps.grid import on_fresh_seeds
 from sweeps.plan import work_of
 from sweeps.pool import TRAIN, Pool, slot_environments, visible_gpus
+from sweeps.printing import counted
 from sweeps.spec import SweepSpec
 from sweeps.store import Stage, SweepFolder, add_confirmations, is_missing, locked, read_run
 
@@ -25,6 +27,16 @@ def default_slots(machine: MachineConfig) -> int:
     return max(units // machine.devices, 1)
 
 
+def check_machine(machine: MachineConfig) -> None:
+    """Raise ValueError when the runs want more GPUs than there are."""
+    gpus = len(visible_gpus())
+    if machine.accelerator == "gpu" and gpus < machine.devices:
+        raise ValueError(
+            f"machine.accelerator is gpu and a run takes {counted(machine.devices, 'GPU')}, but there are {gpus} here "
+            "(or CUDA_VISIBLE_DEVICES hides them); set machine.accelerator to cpu or auto, or lower machine.devices"
+        )
+
+
 def run_folder(folder: SweepFolder, slots: int, first_slot: int = 0, train: str = TRAIN) -> None:
     """Train every run of the sweep that has no result, both stages; failed runs are tried again, once.
 
@@ -34,7 +46,7 @@ def run_folder(folder: SweepFolder, slots: int, first_slot: int = 0, train: str 
     environments = slot_environments(
         slots, spec.machine.devices, _gpus(spec.machine), spec.machine.threads or 1, first_slot
     )
-    with Pool(environments, train, stopping=_say_stopping) as pool:
+    with Pool(environments, train, stopping=_say_stopping, died=_say_died) as pool:
         with shown(folder) as tick:
             _train_stage(folder, "grid", pool, tick)
         if spec.confirm:
@@ -59,9 +71,8 @@ def report(folder: SweepFolder, reference: Path) -> Path:
 
     Raises: ValueError when no run of the sweep has a result yet.
     """
-    runs = [folder.run(run.run_id) for run in folder.read_manifest().runs]
-    if not (folder.path / "runs.parquet").exists() and all(is_missing(run) for run in runs):
-        raise ValueError(f"{folder.path}: no run has finished yet; there is nothing to report")
+    _check_report(folder)
+    print("Drawing the report …", flush=True)
     from analysis.curves import load, save
     from analysis.estimate import estimate
     from analysis.report import write_report
@@ -90,6 +101,15 @@ def work(folder: str, slot: int, train: str) -> None:
     run_folder(SweepFolder(Path(folder)), slots=1, first_slot=slot, train=train)
 
 
+def _check_report(folder: SweepFolder) -> None:
+    """Raise ValueError when there is nothing to report: no run has a result, nor is the sweep a compacted one."""
+    runs = [folder.run(run.run_id) for run in folder.read_manifest().runs]
+    is_compacted = (folder.path / "runs.parquet").exists() and not (folder.path / "runs").exists()
+    if not is_compacted and all(is_missing(run) for run in runs):
+        kept = "; the report there, of an earlier form of the sweep, is kept" * (folder.path / "report.html").exists()
+        raise ValueError(f"{folder.path}: no run has finished yet; there is nothing to report{kept}")
+
+
 def _runs_at_best_rates(folder: Path, top: int) -> set[str]:
     """Return the ids of the runs at the best rates of each cell: choose, put aside, choose again."""
     from analysis.curves import Records, load
@@ -114,6 +134,10 @@ def _train_stage(folder: SweepFolder, stage: Stage, pool: Pool, tick: Tick) -> N
 
 def _gpus(machine: MachineConfig) -> list[str]:
     return [] if machine.accelerator == "cpu" else visible_gpus()
+
+
+def _say_died(run: RunFolder, cause: str) -> None:
+    print(f"The worker of {run.path.name} died {cause}; another one takes the run up.", flush=True)
 
 
 def _say_stopping() -> None:

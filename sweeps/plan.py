@@ -15,6 +15,7 @@ from harness.flops import (
 from harness.schedule import evaluation_marks
 from sweeps.grid import expand
 from sweeps.mistakes import Mistakes
+from sweeps.printing import counted, narrow_table
 from sweeps.spec import SweepSpec
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class Plan:
     """A sweep's rows, and the totals that follow from them. Early stops are not foreseen: hours are at most."""
 
     sweep: str
+    corpora: tuple[str, ...]
     rows: tuple[PlanRow, ...]
     slots: int
     speed: Speed
@@ -92,6 +94,12 @@ class Plan:
     @property
     def runs(self) -> int:
         return sum(row.runs for row in self.rows)
+
+    @property
+    def runs_in_words(self) -> str:
+        """`16 runs, then 4 confirmations`: the second stage is chosen after the first."""
+        grid, confirm = (sum(getattr(row, stage) for row in self.rows) for stage in ("grid_runs", "confirm_runs"))
+        return counted(grid, "run") + (f", then {counted(confirm, 'confirmation')}" if confirm else "")
 
     @property
     def flops(self) -> float:
@@ -154,7 +162,7 @@ def make_plan(spec: SweepSpec, runs: Sequence[RunConfig], check_budget: CheckBud
                 mistakes.add(error, run.run_id)
     mistakes.raise_any(of=len(runs))
     rows = tuple(_row(spec, work, members) for work, members in cells.items())
-    return Plan(spec.name, rows, slots, speed)
+    return Plan(spec.name, tuple(dict.fromkeys(map(_corpus_in_words, runs))), rows, slots, speed)
 
 
 def measured_speed(run_rows: Iterable[Mapping[str, Any]]) -> Speed:
@@ -164,7 +172,7 @@ def measured_speed(run_rows: Iterable[Mapping[str, Any]]) -> Speed:
         return Speed(None, "no finished run of this sweep to measure it on; state it with --flops-per-second")
     flops = sum(r["flops_per_token"] * r["tokens_seen"] + r["optimizer_flops_per_step"] * r["step"] for r in finished)
     seconds = sum(row["train_seconds"] for row in finished)
-    return Speed(flops / seconds, f"measured on {len(finished)} finished runs of this sweep")
+    return Speed(flops / seconds, f"measured on {counted(len(finished), 'finished run')} of this sweep")
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -194,21 +202,23 @@ def as_json(plan: Plan) -> dict[str, Any]:
 
 
 def as_table(plan: Plan) -> "RenderableType":
-    """Return the plan for a person."""
+    """Return the plan for a person, at most 80 columns wide; `as_json` has more."""
     from rich.console import Group
-    from rich.table import Table
 
-    table = Table(title=f"{plan.sweep}: {plan.runs} runs", title_justify="left")
-    for heading in ("model", "optimizer"):
-        table.add_column(heading)
-    for heading in (
-        "batch\ntokens", "runs", "learning rates", "steps", "tokens\na run", "warmup\ntokens", "micro-batch\n× accum.",
-        "FLOP\na run", "in eval.", "params", "optimizer\nstate", "slot\nhours",
-    ):  # fmt: skip
-        table.add_column(heading, justify="right")
+    table = narrow_table()
+    table.add_column("optimizer", no_wrap=True)
+    for heading in ("batch\ntokens", "runs"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("learning rates", justify="right")
+    for heading in ("steps", "tokens\na run"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("warmup\ntokens", justify="right")
+    for heading in ("micro-b.\n× accum.", "slot\nhours"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in plan.rows:
         table.add_row(*_cells(plan, row))
-    return Group(table, _summary(plan))
+    title = f"{plan.sweep}: {plan.runs_in_words}"
+    return Group(title, *plan.corpora, *_models(plan), "", table, "", *_summary(plan))
 
 
 def _row(spec: SweepSpec, work: Work, runs: list[RunConfig]) -> PlanRow:
@@ -222,11 +232,21 @@ def _row(spec: SweepSpec, work: Work, runs: list[RunConfig]) -> PlanRow:
     return PlanRow(work, tuple(rates), len(runs), confirmed)
 
 
+def _corpus_in_words(run: RunConfig) -> str:
+    corpus = run.corpus
+    return f"Corpus: {corpus.source}, tokenizer {corpus.tokenizer} of {corpus.vocab_size:,} tokens."
+
+
+def _models(plan: Plan) -> list[str]:
+    models = {row.work.model: row.work.num_params for row in plan.rows}
+    return [f"Model: {model}, {num_params:,} parameters." for model, num_params in models.items()]
+
+
 def _cells(plan: Plan, row: PlanRow) -> list[str]:
     work, hours = row.work, plan.hours(row.flops)
+    several_models = len(_models(plan)) > 1
     return [
-        work.model,
-        work.optimizer,
+        f"{work.optimizer}\n({work.model})" if several_models else work.optimizer,
         f"{work.global_batch_tokens:,}",
         f"{row.grid_runs}" + (f" + {row.confirm_runs}" if row.confirm_runs else ""),
         ", ".join(f"{rate:g}" for rate in row.peak_lrs),
@@ -234,19 +254,23 @@ def _cells(plan: Plan, row: PlanRow) -> list[str]:
         f"{work.realized_tokens:,}",
         f"{work.warmup_tokens:,} ({work.warmup_share:.0%})",
         f"{work.micro_batch_tokens:,} × {work.accumulation}",
-        f"{work.train_flops:.2e}",
-        f"{work.evaluation_share:.0%}",
-        f"{work.num_params:,}",
-        f"{work.optimizer_state_bytes / 2**20:.1f} MiB",
         "–" if hours is None else f"{hours:.2f}",
     ]
 
 
-def _summary(plan: Plan) -> str:
+def _summary(plan: Plan) -> list[str]:
+    states = {row.work.optimizer: row.work.optimizer_state_bytes / 2**20 for row in plan.rows}
+    memory = ", ".join(f"{optimizer} {mebibytes:.1f} MiB" for optimizer, mebibytes in states.items())
+    evaluation = sum(row.runs * row.work.evaluation_flops for row in plan.rows) / plan.flops
+    flops = f"{plan.flops:.2e} FLOP in all, {evaluation:.0%} of them in evaluations."
+    return [f"Optimizer state: {memory}.", f"{flops} {_hours_in_words(plan)}"]
+
+
+def _hours_in_words(plan: Plan) -> str:
     hours = plan.hours(plan.flops, plan.slots)
     if hours is None:
-        return f"{plan.flops:.2e} FLOP in all. Hours: not known, {plan.speed.source}."
+        return f"Hours: not known, {plan.speed.source}."
     return (
-        f"{plan.flops:.2e} FLOP in all; at most {hours:.2f} hours on {plan.slots} slots "
+        f"At most {hours:.2f} hours on {counted(plan.slots, 'slot')} "
         f"at {plan.speed.flops_per_second:.2e} FLOP/s a slot ({plan.speed.source})."
     )

@@ -61,14 +61,19 @@ class Pool:
     """Trains runs with one worker for each of `environments` (variables set in that worker); a context manager.
 
     Left by Ctrl-C or SIGTERM (a KeyboardInterrupt too), it calls `stopping` and waits until the runs in hand have saved
-    their checkpoints; a second Ctrl-C kills.
+    their checkpoints; a second Ctrl-C kills. `died` is told the run and the cause when a worker dies and is replaced.
     """
 
     def __init__(
-        self, environments: Sequence[dict[str, str]], train: str = TRAIN, stopping: Callable[[], None] = lambda: None
+        self,
+        environments: Sequence[dict[str, str]],
+        train: str = TRAIN,
+        stopping: Callable[[], None] = lambda: None,
+        died: Callable[[RunFolder, str], None] = lambda _run, _cause: None,
     ) -> None:
         self._train = train
         self._stopping = stopping
+        self._died = died
         self._free = deque(environments)
         self._workers: list[Worker] = []
         self._queue: deque[RunFolder] = deque()
@@ -135,6 +140,7 @@ class Pool:
     def _crashed(self, run: RunFolder, exitcode: int | None) -> None:
         self._crashes[run] += 1
         if self._crashes[run] <= _CRASHES_ALLOWED:
+            self._died(run, _cause(exitcode))
             self._queue.append(run)
             return
         with claim(run) as held:

@@ -13,9 +13,11 @@ from harness.config import Count, MachineConfig
 from harness.frozen import Frozen, nearest
 from harness.optimizers.config import OptimizerConfig, Positive
 
-OPTIMIZER_NAMES: tuple[str, ...] = tuple(
-    section.model_fields["name"].default for section in get_args(get_args(OptimizerConfig)[0])
-)
+#: The keys of each optimizer, by its name.
+OPTIMIZER_KEYS: dict[str, set[str]] = {
+    section.model_fields["name"].default: set(section.model_fields) - {"name"}
+    for section in get_args(get_args(OptimizerConfig)[0])
+}
 
 Axis = Annotated[list[Any], Field(min_length=1)]
 
@@ -63,7 +65,9 @@ class OptimizerSettings(Frozen):
 
     model_config = ConfigDict(extra="allow")
 
-    learning_rate: Annotated[LearningRates | None, BeforeValidator(_number_or_list)] = None
+    learning_rate: Annotated[
+        LearningRates | None, BeforeValidator(_number_or_list), Field(examples=["[0.01, 0.02]"])
+    ] = None
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -92,10 +96,14 @@ class SweepSpec(Frozen):
     optimizers: Annotated[dict[str, OptimizerSettings], Field(min_length=1)]
     grid: dict[str, Axis] = Field(default_factory=dict)
     zip: dict[str, Axis] = Field(default_factory=dict)
-    where: list[dict[str, Any]] = Field(default_factory=list)
-    token_budget: Count | dict[Count, Count] | None = None
+    where: list[dict[str, Any]] = Field(
+        default_factory=list, examples=["[{optimizer: muon, global_batch_tokens: [1024, 4096]}]"]
+    )
+    token_budget: Annotated[
+        Count | dict[Count, Count] | None, Field(examples=["65536, or for each batch {256: 65536, 1024: 131072}"])
+    ] = None
     confirm: Confirm | None = None
-    targets_nats: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    targets_nats: Annotated[tuple[Positive, ...], Field(min_length=1, examples=["[2.2, 2.0]"])]
     baseline: str | None = None
     machine: MachineConfig = MachineConfig()
 
@@ -108,8 +116,8 @@ class SweepSpec(Frozen):
     @model_validator(mode="after")
     def _check_optimizers(self) -> "SweepSpec":
         for name in self.optimizers:
-            if name not in OPTIMIZER_NAMES:
-                raise ValueError(f"unknown optimizer {name!r} under optimizers; {nearest(name, OPTIMIZER_NAMES)}")
+            if name not in OPTIMIZER_KEYS:
+                raise ValueError(f"unknown optimizer {name!r} under optimizers; {nearest(name, OPTIMIZER_KEYS)}")
         for name in self.optimizer_axis:
             if name not in self.optimizers:
                 raise ValueError(
@@ -121,6 +129,18 @@ class SweepSpec(Frozen):
                 f"baseline {self.baseline!r} is none of the sweep's optimizers; "
                 f"{nearest(self.baseline, self.optimizers)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_optimizer_keys(self) -> "SweepSpec":
+        wrong = [
+            f"{key!r} is not a key of optimizers.{name}; {nearest(key, {'learning_rate', *OPTIMIZER_KEYS[name]})}"
+            for name, settings in self.optimizers.items()
+            for key in settings.fields
+            if key not in OPTIMIZER_KEYS[name]
+        ]
+        if wrong:
+            raise ValueError("\n".join(wrong))
         return self
 
     @model_validator(mode="after")

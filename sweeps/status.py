@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config import RunConfig
 from harness.record import PlannedRun, RunFolder, Value, read_json, read_rows
+from sweeps.printing import narrow_table
 from sweeps.store import RESULTS, State, SweepFolder, failure_reason, read_run, state
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ class RunStatus:
     state: State
     optimizer: str
     global_batch_tokens: int
+    peak_lr: float
+    init_seed: int
+    data_seed: int
     realized_tokens: int
     tokens_seen: int
     loss_nats: float | None
@@ -96,31 +100,36 @@ def counts_in_words(counts: Counter[State]) -> str:
 
 def cells_table(status: SweepStatus) -> "RenderableType":
     """Return counts by state for every optimizer (rows) and batch (columns)."""
-    from rich.table import Table
+    from rich.console import Group
+    from rich.text import Text
 
     cells = status.cells()
     batches = sorted({batch for _, batch in cells})
-    table = Table(title=f"{status.name}: {counts_in_words(status.counts())}", title_justify="left")
-    table.add_column("optimizer \\ batch (tokens)")
+    table = narrow_table()
+    table.add_column("optimizer\n\\ batch tokens")
     for batch in batches:
         table.add_column(f"{batch:,}", justify="right")
     for optimizer in sorted({optimizer for optimizer, _ in cells}):
         table.add_row(optimizer, *(_cell_in_words(cells.get((optimizer, batch), [])) for batch in batches))
-    return table
+    return Group(Text(f"{status.name}: {counts_in_words(status.counts())}"), table)
 
 
-def runs_table(runs: Iterable[RunStatus], title: str | None = None) -> "RenderableType":
-    """Return a row for each run."""
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    table.add_column("run", overflow="fold")
-    table.add_column("state")
-    for heading in ("tokens", "loss\n(nats)", "tokens/s", "time left\n(at most)"):
-        table.add_column(heading, justify="right")
+def runs_table(runs: Iterable[RunStatus]) -> "RenderableType":
+    """Return a row for each run, at most 80 columns wide."""
+    table = narrow_table()
+    table.add_column("optimizer", no_wrap=True)
+    for heading in ("batch\ntokens", "rate", "seed"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    table.add_column("tokens", justify="right")
+    for heading in ("loss\n(nats)", "tokens/s", "time left\n(at most)"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for run in runs:
         table.add_row(
-            run.run_id,
+            run.optimizer,
+            f"{run.global_batch_tokens:,}",
+            f"{run.peak_lr:.4g}",
+            f"{run.init_seed}" if run.init_seed == run.data_seed else f"{run.init_seed}.{run.data_seed}",
             _styled(run.state, str(run.state)),
             f"{run.tokens_seen:,} of {run.realized_tokens:,}",
             "–" if run.loss_nats is None else f"{run.loss_nats:.3f}",
@@ -173,6 +182,9 @@ def _status(run: RunFolder, planned: PlannedRun, now: State, latest: dict[str, A
         state=now,
         optimizer=config.optimizer.name,
         global_batch_tokens=config.global_batch_tokens,
+        peak_lr=config.optimizer.peak_lr,
+        init_seed=config.init_seed,
+        data_seed=config.data_seed,
         realized_tokens=config.realized_tokens,
         tokens_seen=seen,
         loss_nats=loss if isinstance(loss, float) else None,

@@ -1,8 +1,8 @@
 """The results folder of a sweep, and what its files say of every run.
 
 States are read off files; there is no server. A run is claimed with a lock that the kernel drops with the process that
-holds it, so a dead worker never keeps one. Nothing is ever deleted: a run that has left the sweep keeps its folder, and
-`sweep.json` lists the current ones only; finished runs are found again by their `run_id`.
+holds it: a dead worker never keeps one. Nothing whole is ever deleted: a run that left the sweep keeps its folder,
+and `sweep.json` lists the current ones only; finished runs are found again by their `run_id`.
 """
 
 import fcntl
@@ -63,6 +63,8 @@ class SweepFolder:
 
     def read_manifest(self) -> SweepManifest:
         if not self.manifest.exists():
+            if self.spec.exists():
+                raise ValueError(f"{self.path}: sweep.json is gone; to write it again: critbatch run {self.path}")
             raise ValueError(f"{self.path}: no sweep.json there; no sweep has been started in this folder")
         return SweepManifest.parse(read_json(self.manifest), source=str(self.manifest))
 
@@ -140,6 +142,11 @@ def state(run: RunFolder) -> State:
         return State.FAILED
 
 
+def is_running(folder: SweepFolder) -> bool:
+    """Tell whether any run of the sweep is being trained."""
+    return any(state(folder.run(run.run_id)) == State.RUNNING for run in folder.read_manifest().runs)
+
+
 def failure_reason(run: RunFolder) -> str | None:
     """Return why a run failed, or None for one that did not."""
     try:
@@ -150,9 +157,16 @@ def failure_reason(run: RunFolder) -> str | None:
 
 
 def result_state(run: RunFolder) -> State | None:
-    """Return finished or diverged, or None while the run has no result."""
+    """Return finished or diverged, or None while the run has no result.
+
+    Raises: ValueError for a record that is not whole.
+    """
     status = read_json(run.run).get("status") if run.run.exists() else None
-    return State(status) if status in RESULTS else None
+    if status not in RESULTS:
+        return None
+    if not run.evaluations.exists():
+        raise ValueError(f"{run.evaluations} is gone, though the run has {status}; the next critbatch run repeats it")
+    return State(status)
 
 
 def is_missing(run: RunFolder) -> bool:
@@ -161,6 +175,15 @@ def is_missing(run: RunFolder) -> bool:
         return result_state(run) is None
     except ValueError:
         return True
+
+
+def remove_broken_record(run: RunFolder) -> None:
+    """Remove a record that `result_state` refuses, so that the run starts anew. The caller holds the claim."""
+    try:
+        result_state(run)
+    except ValueError:
+        run.checkpoint.unlink(missing_ok=True)
+        run.run.unlink()
 
 
 def record_failure(run: RunFolder, reason: str) -> None:

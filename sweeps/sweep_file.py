@@ -1,7 +1,8 @@
 """From a sweep's name or file, its parents and `--set key=value` to a `SweepSpec`.
 
 A child is merged into its parent key by key: mappings merge, anything else replaces, and null goes back to the default.
-`name` and `description` are the file's own and are not inherited.
+`name` and `description` are the file's own and are not inherited. A relative path of the corpus or the tokenizer counts
+from the folder of the file that it stands in, and from the working folder in `--set`; a `SweepSpec` has absolute ones.
 """
 
 import re
@@ -19,7 +20,12 @@ PRESETS = Path(__file__).parent / "presets"
 
 _OWN_KEYS = ("name", "description", "extends")
 _AXES = ("grid", "zip")
+_PATH_KEYS = ("paths", "tokenizer_path")
 _RUN_KEYS = (set(RunConfig.model_fields) | {"seed"}) - {"science_version"}
+
+
+class UnknownSweepError(ValueError):
+    """There is no sweep of this name."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -56,11 +62,12 @@ def read_spec(sweep: str, settings: Iterable[str] = ()) -> SweepSpec:
     content = _resolve(find_sweep(sweep, Path.cwd()), children=())
     for setting in settings:
         apply_setting(content, setting)
-    return SweepSpec.parse(_without_nulls(content), source=sweep)
+    content = _with_absolute_paths(_without_nulls(content), Path.cwd(), _source(content))
+    return SweepSpec.parse(content, source=sweep)
 
 
 def find_sweep(sweep: str, beside: Path) -> Path:
-    """Return the file of `sweep`; a relative path counts from the folder `beside`."""
+    """Return the file of `sweep`; a relative path counts from the folder `beside`. Raises: UnknownSweepError."""
     path = beside / sweep
     if path.is_file():
         return path
@@ -69,7 +76,7 @@ def find_sweep(sweep: str, beside: Path) -> Path:
     if sweep in preset_names():
         return PRESETS / f"{sweep}.yaml"
     advice = nearest(sweep, preset_names())
-    raise ValueError(f"no sweep {sweep!r}: neither a file, a folder with a sweep.yaml, nor a preset; {advice}")
+    raise UnknownSweepError(f"no sweep {sweep!r}: neither a file, a folder with a sweep.yaml, nor a preset; {advice}")
 
 
 def apply_setting(content: dict[str, Any], setting: str) -> None:
@@ -104,11 +111,40 @@ def _resolve(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
     own = _read(path)
     content = {"name": path.stem} | own
     parent = content.pop("extends", None)
-    if parent is None:
-        return _without_nulls(content)
-    inherited = _resolve(find_sweep(str(parent), path.parent), (*children, path))
+    inherited = _resolve(find_sweep(str(parent), path.parent), (*children, path)) if parent is not None else {}
+    _refuse_empty_optimizers(own, inherited, path)
+    content = _with_absolute_paths(content, path.parent.resolve(), _source(content) or _source(inherited))
     shared = {key: value for key, value in inherited.items() if key not in _OWN_KEYS}
     return _without_nulls(_merge(shared, content))
+
+
+def _refuse_empty_optimizers(own: dict[str, Any], inherited: dict[str, Any], path: Path) -> None:
+    """Refuse a null that takes away nothing: it was meant as a section."""
+    optimizers = own.get("optimizers")
+    for name, settings in optimizers.items() if isinstance(optimizers, dict) else ():
+        if settings is None and name not in inherited.get("optimizers", {}):
+            raise ValueError(f"{path}: optimizers.{name} is empty; give it a learning_rate, or remove it")
+
+
+def _source(content: dict[str, Any]) -> Any:
+    """Return base.corpus.source, or None where that is not given."""
+    for key in ("base", "corpus", "source"):
+        content = content.get(key) if isinstance(content, dict) else None  # type: ignore[assignment]
+    return content
+
+
+def _with_absolute_paths(value: Any, folder: Path, source: Any, key: str = "") -> Any:
+    """Return the content with every path below one of `_PATH_KEYS`, as a section or an axis, counted from `folder`.
+
+    The paths of a data set of Hugging Face are names, and stay.
+    """
+    if isinstance(value, dict):
+        return {name: _with_absolute_paths(each, folder, source, str(name)) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_with_absolute_paths(each, folder, source, key) for each in value]
+    field = key.rpartition(".")[2]
+    is_path = isinstance(value, str) and field in _PATH_KEYS and not value.startswith("~")
+    return str(folder / value) if is_path and (field, source) != ("paths", "huggingface") else value
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -129,7 +165,8 @@ def _load(text: str, source: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ValueError(f"{source}{place}: {error.problem}") from None
+        quote = "; put a glob in quotes, as in '*.txt'" if "alias" in str(error) else ""
+        raise ValueError(f"{source}{place}: {error.problem}{quote}") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{source}: {error}") from None
 

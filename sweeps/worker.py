@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from harness.config import MachineConfig, RunConfig
 from harness.record import RunFolder
-from sweeps.store import State, claim, read_machine, read_run, record_failure, result_state
+from sweeps.store import State, claim, read_machine, read_run, record_failure, remove_broken_record, result_state
 
 Train = Callable[[RunConfig, MachineConfig, Path], str]
 
@@ -53,6 +53,7 @@ def attempt(run: RunFolder, train: str) -> State:
         with _output_to(run.log):
             try:
                 run.failure.unlink(missing_ok=True)
+                remove_broken_record(run)
                 return result_state(run) or State(_train(run, train, descriptor))
             except Exception as error:
                 traceback.print_exc()

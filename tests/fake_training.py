@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from harness.config import MachineConfig, RunConfig
-from harness.record import EVALUATION_COLUMNS, RUN_COLUMNS, RunFolder, append_row, write_json
+from harness.record import EVALUATION_COLUMNS, RUN_COLUMNS, RunFolder, append_row, read_json, write_json
 
 
 class Stopped(BaseException):
@@ -21,6 +21,8 @@ def train(run: RunConfig, machine: MachineConfig, folder: Path) -> str:
     with (folder / "attempts.txt").open("a") as file:
         file.write(f"{os.getpid()} {machine.threads} {os.environ.get('OMP_NUM_THREADS')}\n")
     print(f"training {run.run_id}")
+    if RunFolder(folder).run.exists() and read_json(RunFolder(folder).run)["status"] == "finished":
+        return "finished"  # as harness.train: what is over is not trained again
     behaviour = folder.parent.parent / "behaviour.txt"
     action = behaviour.read_text().strip() if behaviour.exists() else "finish"
     if action == "raise" and run.optimizer.name == "muon":

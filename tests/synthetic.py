@@ -149,6 +149,7 @@ def _target_row(lab: Laboratory, run: Run) -> dict[str, Value]:
     tokens = float(np.exp(run.log_tokens))
     row: dict[str, Value] = {name: value for name, value in run_row(lab, run).items() if name in TARGETS}
     row |= {"stage": run.stage, "target_loss_nats": 2.0, "status": "reached", "tokens_to_target": tokens}
+    row |= {"lowest_loss_nats": 2.0 * (tokens / run.budget) ** lab.exponent}
     row |= {"steps_to_target": tokens / run.batch, "flops_to_target": tokens * FLOPS_PER_TOKEN}
     row |= {"train_seconds_to_target": _seconds(1, run.batch) * tokens / run.batch}
     return {name: row[name] for name in TARGETS}

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 import sweeps.launch
 from harness.record import write_json
 from sweeps.cli import main
-from sweeps.store import SweepFolder, claim, read_run, record_failure
+from sweeps.status import RunStatus, runs_table
+from sweeps.store import State, SweepFolder, claim, read_run, record_failure
 from tests.fake_training import finish
 from tests.sweep_examples import changed, started, write_yaml
 
@@ -97,7 +99,7 @@ def test_plan_measures_its_speed_on_finished_runs(
     assert main(["plan", sweep, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["flops_per_second"] == 16384 * 1e6 / 2.0
-    assert plan["flops_per_second_source"] == "measured on 1 finished runs of this sweep"
+    assert plan["flops_per_second_source"] == "measured on 1 finished run of this sweep"
 
 
 def _written(sweep: str) -> SweepFolder:
@@ -161,9 +163,17 @@ def test_set_is_taken_by_every_verb_that_reads_a_sweep(
     assert main(["plan", sweep, "--json", "--set", "global_batch_tokens=512", "--set", "name=other"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert (plan["sweep"], {cell["global_batch_tokens"] for cell in plan["cells"]}) == ("other", {512})
-    for verb in ("plan", "run", "report", "status"):
-        assert main([verb, sweep, "--set", "nonsense=1"]) == 2
+    folder = str(_written(sweep).path)
+    for verb, given in (("plan", sweep), ("run", sweep), ("report", sweep), ("report", folder)):
+        assert main([verb, given, "--set", "nonsense=1"]) == 2
         assert "'nonsense' is a key of neither the sweep nor a run" in capsys.readouterr().err
+
+
+def test_status_reads_no_sweep_file_and_takes_no_set(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["status", "--set", "seed=1"])
+    assert caught.value.code == 2
+    assert "unrecognized arguments: --set" in capsys.readouterr().err
 
 
 def test_run_trains_and_writes_the_report(
@@ -180,10 +190,104 @@ def test_run_trains_and_writes_the_report(
     assert main(["run", text_sweep(tmp_path, text), "--slots", "1"]) == 0
     assert reported == [(Path("results/small"), Path("results/reference/small"))]
     out = capsys.readouterr().out
-    assert out.splitlines()[0] == "small: 4 runs on 1 slots, in results/small"
+    assert out.splitlines()[0] == "small: 4 runs on 1 slot, in results/small"
     assert out.splitlines()[-1] == "results/small/report.html"
     assert main(["status"]) == 0
     assert "4 of 4 done" in capsys.readouterr().out
+
+
+def test_run_says_what_another_form_of_the_sweep_changes_in_the_folder(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeps.launch, "report", lambda folder, _: folder.path / "report.html")
+    monkeypatch.setattr(sweeps.launch.run_folder, "__defaults__", (0, "tests.fake_training:train"))
+    sweep = text_sweep(tmp_path, text)
+    said = []
+    for settings in ([], [], ["--set", "grid.global_batch_tokens=[256]", "--set", "confirm={seeds: [5, 6]}"]):
+        monkeypatch.setattr(sweeps.launch, "choose_confirmations", lambda *_: None)
+        assert main(["run", sweep, "--slots", "1", *settings]) == 0
+        said.append([line for line in capsys.readouterr().out.splitlines() if not line.startswith("finished")][:-1])
+    assert said == [
+        ["small: 4 runs on 1 slot, in results/small"],
+        ["small: 4 runs on 1 slot, in results/small"],
+        [
+            "small: 2 runs, then 4 confirmations on 1 slot, in results/small",
+            "The folder held another form of this sweep: it differed in grid.global_batch_tokens, confirm.seeds.",
+            "2 finished runs left the sweep; their folders stay.",
+        ],
+    ]
+
+
+def test_run_says_that_another_one_is_at_work_on_the_sweep(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeps.launch, "report", lambda folder, _: folder.path / "report.html")
+    monkeypatch.setattr(sweeps.launch, "run_folder", lambda _folder, _slots: None)
+    sweep = text_sweep(tmp_path, text)
+    folder = _written(sweep)
+    others = "Another critbatch is running this sweep; its runs are shared, and times measured now are slower.\n"
+    with claim(folder.run(folder.read_manifest().runs[0].run_id)):
+        assert main(["run", sweep]) == 0
+    assert capsys.readouterr().out.count(others) == 1
+    assert main(["run", sweep]) == 0
+    assert others not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", [["plan"], ["run"], ["submit", "--cluster", "local"]])
+def test_gpu_that_is_not_there_is_refused_in_one_line(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, verb: list[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    sweep = text_sweep(tmp_path, text, machine={"accelerator": "gpu"})
+    assert main([*verb, sweep]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "machine.accelerator is gpu and a run takes 1 GPU, but there are 0 here" in line
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert main(["plan", sweep]) == 0
+
+
+def test_sweep_of_the_results_folder_is_suggested_by_its_path(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _written(text_sweep(tmp_path, text))
+    assert main(["run", "small"]) == 2
+    assert capsys.readouterr().err == "critbatch: no sweep 'small' here; did you mean 'results/small'?\n"
+
+
+def test_results_folder_holds_absolute_paths_of_the_corpus(text: Path, tmp_path: Path) -> None:
+    written = _written(text_sweep(tmp_path, Path("corpus/*.txt")))
+    assert written.read_spec().base["corpus"]["paths"] == [str(text)]
+    assert f"- {text}\n" in written.spec.read_text()
+
+
+def test_reader_that_leaves_early_gets_no_traceback(tmp_path: Path) -> None:
+    folder = started(tmp_path / "small")
+    command = [sys.executable, "-m", "sweeps.cli", "status", str(folder.path), "--json"]
+    status = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert status.stdout is not None
+    status.stdout.close()
+    assert status.stderr is not None
+    assert status.stderr.read() == ""
+    assert status.wait() == 1
+
+
+@pytest.mark.parametrize("speed", ["-1", "0", "nan", "inf", "fast"])
+def test_speed_must_be_a_number_above_zero(capsys: pytest.CaptureFixture[str], speed: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["plan", "quickstart", f"--flops-per-second={speed}"])
+    assert caught.value.code == 2
+    assert "expected a number above zero" in capsys.readouterr().err
+
+
+def test_report_is_not_replaced_by_one_without_a_finished_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = started(tmp_path / "small")
+    (folder.path / "report.html").write_text("of an earlier form")
+    (folder.path / "runs.parquet").touch()
+    assert main(["report", str(folder.path)]) == 2
+    assert "no run has finished yet; there is nothing to report; the report there" in capsys.readouterr().err
+    assert (folder.path / "report.html").read_text() == "of an earlier form"
 
 
 def test_run_says_what_failed_and_how_to_go_on(
@@ -234,6 +338,19 @@ def test_status_counts_cells_and_lists_runs(tmp_path: Path, capsys: pytest.Captu
     assert "small: 1 of 4 done, 1 running, 1 planned, 1 failed" in tables
     assert "8,192 of 16,384" in tables
     assert "failed: out of luck" in tables
+
+
+def test_tables_of_runs_fit_80_columns_with_every_word_whole() -> None:
+    run = RunStatus(
+        "adamw-1", "grid", State.INTERRUPTED, "adamw", 16384, 0.0225, 0, 10, 2097152, 1048576, 2.123, 1234567.0, 4000.0,
+        None,
+    )  # fmt: skip
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(runs_table([run]))
+    words = capture.get().split()
+    for word in ("adamw", "16,384", "0.0225", "0.10", "interrupted", "1,048,576", "2,097,152", "1,234,567", "(at"):
+        assert word in words
 
 
 def test_status_reads_files_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

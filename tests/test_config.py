@@ -64,15 +64,28 @@ def test_run_id_changes_with_everything_that_changes_numbers(change: dict[str, A
         ({"model": {"preset": "115m"}}, "unknown model preset '115m'; did you mean '115k'?"),
         ({"optimizer": {"name": "muon", "peak_lr": 0.1, "momentun": 0.9}}, "did you mean 'momentum'?"),
         ({"optimizer": {"name": "muno", "peak_lr": 0.1}}, "unknown optimizer 'muno'; did you mean 'muon'?"),
-        ({"optimizer": {"name": "muon"}}, "optimizer.muon.peak_lr: Field required"),
-        ({"optimizer": {"name": "muon", "peak_lr": float("nan")}}, "should be a finite number"),
+        ({"optimizer": {"name": "muon"}}, "optimizer.peak_lr is missing$"),
+        ({"optimizer": {"name": "muon", "peak_lr": float("nan")}}, "peak_lr: expected a finite number, not nan"),
         ({"global_batch_tokens": 1000}, "1000 is not a whole number of sequences of 64 .*nearest are 960 and 1024"),
         ({"token_budget": 1000}, "token_budget 1000 is smaller than one global batch of 1024 tokens"),
         ({"schedule": {"warmup_tokens": 400_000}}, "warmup of 400384 tokens .391 steps of 1024. is more than 50%"),
         ({"schedule": {"warmup_min_steps": 300}}, "300 steps of 1024. is more than 50% of the run's 524288"),
         ({"model": {"width": 63, "layers": 1, "heads": 2, "sequence_length": 64}}, "31.5 per head"),
         ({"model": {"preset": "115k", "heads": 4, "kv_heads": 3}}, "heads 4 is not a multiple of kv_heads 3"),
-        ({"averaging": {"kind": "power_ema", "sigma": 0.4}}, "less than 0.28"),
+        ({"batch_size": 3}, "'batch_size' is not a key of the top level; did you mean 'global_batch_tokens'?"),
+        ({"optimizer": {"name": "adamw", "peak_lr": 0.1, "beta1": 1}}, "of optimizer; did you mean 'betas'?"),
+        ({"optimizer": {"name": "adamw", "lr": 0.1, "peak_lr": 0.1}}, "did you mean 'peak_lr'?"),
+        ({"optimizer": {"name": "muon", "peak_lr": 0.1, "momentum": 1.5}},
+         "optimizer.momentum: expected a number below 1 or a mapping of keys, not 1.5$"),
+        ({"optimizer": {"name": "muon", "peak_lr": 0.1, "momentum": {"half_life_tokens": -1}}},
+         "optimizer.momentum.half_life_tokens: expected a number above 0, not -1$"),
+        ({"optimizer": {"name": "adamw", "peak_lr": 0.1, "betas": 0.9}}, "optimizer.betas: expected a list, not 0.9"),
+        ({"global_batch_tokens": [256, 512]},
+         "global_batch_tokens: expected a whole number, not .256, 512.; .* to sweep it, put global_batch_tokens under"),
+        ({"model": {"preset": ["115k", "5m"]}}, "model: preset .* is not one name; .* put model.preset under grid$"),
+        ({"init_seed": True}, "init_seed cannot be true"),
+        ({"model": "115k"}, "model: expected a mapping of keys, not '115k'$"),
+        ({"averaging": {"kind": "power_ema", "sigma": 0.4}}, "averaging.sigma: expected a number below 0.28, not 0.4"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named_in_one_line(change: dict[str, Any], message: str) -> None:
@@ -80,6 +93,12 @@ def test_mistakes_are_named_in_one_line(change: dict[str, Any], message: str) ->
         parse(**change)
     assert str(caught.value).startswith("sweep.yaml: ")
     assert "\n" not in str(caught.value)
+
+
+def test_missing_key_is_named_without_the_configuration_around_it() -> None:
+    with pytest.raises(ValueError, match="missing") as caught:
+        RunConfig.parse({key: value for key, value in BASE.items() if key != "corpus"}, "sweep.yaml")
+    assert str(caught.value) == "sweep.yaml: corpus is missing"
 
 
 def test_model_preset_gives_way_to_keys_beside_it() -> None:

@@ -83,7 +83,7 @@ def test_a_u_shaped_curve_is_fitted_on_its_rising_branch_and_said_to_be() -> Non
     assert row["verdict"] == "non_monotone"
     assert row["num_batches"] == 3
     assert row["critical_batch_tokens"] == pytest.approx(2048, rel=0.25)
-    assert "from batch 1024 on" in str(row["reason"])
+    assert "from batch 1K on" in str(row["reason"])
 
 
 def test_a_curve_that_misfits_beyond_the_noise_says_so() -> None:
@@ -112,7 +112,21 @@ def test_a_batch_that_fell_short_is_left_out_and_named() -> None:
     runs = [replace(run, log_tokens=99.0) if run.batch == 16384 else run for run in plan(LAB)]
     row = only(estimate(records(LAB, runs)))
     assert (row["verdict"], row["num_batches"]) == ("censored", 3)
-    assert "16384" in str(row["reason"])
+    assert "no run reached the target: batch 16K" in str(row["reason"])
+
+
+def test_a_series_that_never_reached_the_target_says_how_low_it_came() -> None:
+    lab = replace(LAB, budget_over_target=0.5, noise=0.0)
+    row = only(estimate(records(lab)))
+    lowest = 2.0 * 2**lab.exponent
+    assert (row["verdict"], row["num_batches"], row["critical_batch_tokens"]) == ("not_reached", 0, None)
+    seen = float(str(row["reason"]).removeprefix("target not reached; the lowest loss seen was "))
+    assert seen == pytest.approx(lowest, abs=0.01)
+
+
+def test_what_the_grid_leaves_open_reaches_the_fit() -> None:
+    row = only(estimate(records(replace(LAB, rates=(1.0,), grid_seeds=(0, 1, 2)))))
+    assert (row["verdict"], row["reason"]) == ("ok", "only one learning rate was tried: batches 256, 1K, 4K and 16K")
 
 
 def test_a_target_close_to_the_warmup_marks_cell_and_fit() -> None:

@@ -100,11 +100,32 @@ def test_load_leaves_out_runs_without_rows_and_keeps_the_status_of_the_others(tm
     write_runs(LAB, tmp_path, [replace(runs[0], status="running"), *runs[1:]])
     unstarted, empty = (RunFolder(tmp_path / "runs" / run.run_id) for run in runs[1:3])
     unstarted.run.unlink()
+    write_json(empty.run, read_json(empty.run) | {"status": "running"})
     empty.evaluations.unlink()
     loaded = load(tmp_path)
     assert set(loaded.runs["run_id"]) == {run.run_id for run in runs} - {run.run_id for run in runs[1:3]}
     assert loaded.runs.row(by_predicate=pl.col("run_id") == runs[0].run_id, named=True)["status"] == "running"
     assert set(loaded.evaluations["run_id"]) == set(loaded.runs["run_id"])
+
+
+def test_load_refuses_a_finished_run_without_evaluations(folder: Path) -> None:
+    run = first_run(folder)
+    run.evaluations.write_text("")
+    with pytest.raises(ValueError, match="no evaluation of the finished run") as error:
+        load(folder)
+    assert str(run.evaluations) in str(error.value)
+    assert f"remove {run.run} to run this run again" in str(error.value)
+
+
+def test_load_refuses_parquet_files_without_the_evaluations_of_a_finished_run(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    published, whole = tmp_path_factory.mktemp("published"), load(folder)
+    lost = whole.runs["run_id"][0]
+    save(replace(whole, evaluations=whole.evaluations.filter(pl.col("run_id") != lost)), published)
+    (published / "sweep.json").write_bytes((folder / "sweep.json").read_bytes())
+    with pytest.raises(ValueError, match=rf"evaluations\.parquet: no evaluation of the finished run {lost}"):
+        load(published)
 
 
 def test_load_says_when_a_folder_is_no_sweep(tmp_path: Path) -> None:

@@ -100,6 +100,18 @@ def test_a_file_that_two_globs_match_is_read_once(tmp_path: Path) -> None:
     assert len(source_files(twice)) == 20
 
 
+def test_few_files_that_all_fall_into_one_split_are_explained(tmp_path: Path) -> None:
+    assert is_validation(b"1.txt", 0.2)
+    assert is_validation(b"2.txt", 0.2)
+    for name in ("1.txt", "2.txt"):
+        (tmp_path / name).write_text("a document")
+    config = CorpusConfig(source="text", paths=(f"{tmp_path}/*.txt",), validation_share=0.2)
+    with pytest.raises(
+        ValueError, match=r"all of the 2 files fell into the 20 % kept for validation; lower corpus.val"
+    ):
+        prepare(config, tmp_path / "cache")
+
+
 @pytest.mark.parametrize(
     ("source", "path", "message"),
     [
@@ -113,7 +125,8 @@ def test_a_file_that_two_globs_match_is_read_once(tmp_path: Path) -> None:
         (
             "text",
             "o*.txt",
-            r"corpus text o\*.txt: the (train|validation) split is empty \(sha256 .*\); give more documents, smaller",
+            r"corpus text o\*.txt: none of the 2 files fell into the 5 % kept for validation; raise .*"
+            r", or join them into one file, which is split by position$",
         ),
         ("text", "empty.txt", r"corpus text empty.txt has no documents; give files that hold text"),
         (

@@ -113,6 +113,41 @@ def test_a_cell_whose_fresh_seeds_all_fall_short_is_censored_not_unreached() -> 
     assert set(cells["reason"]) == {"2 of 2 runs at the chosen rate fell short"}
 
 
+def early(stage: str) -> Records:
+    """One batch of one optimizer is at the target at its first evaluation, in one of the stages."""
+    lab = replace(LAB, batches=(1024, 4096, 16384), first_mark_tokens=32_768)
+    there = (stage, "adamw", 4096)
+    runs = [replace(r, log_tokens=9.0) if (r.stage, r.optimizer, r.batch) == there else r for r in plan(lab)]
+    return records(lab, runs)
+
+
+@pytest.mark.parametrize(("stage", "expected"), [("confirm", {"reached_at_first_eval"}), ("grid", {"ok"})])
+def test_a_cell_at_the_target_at_its_first_evaluation_is_judged_by_the_seeds_it_reports(
+    stage: str, expected: set[str]
+) -> None:
+    cells = estimate(early(stage)).cells.filter(
+        pl.col("optimizer") == "adamw", pl.col("global_batch_tokens") == 4096, pl.col("target_loss_nats") == 2.0
+    )
+    assert set(cells["verdict"]) == expected
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_target_that_nobody_reached_gives_no_warning() -> None:
+    cells = estimate(records(replace(LAB, targets=(2.0, 1.0)))).cells.filter(pl.col("target_loss_nats") == 1.0)
+    assert set(cells["verdict"]) == {"not_reached"}
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_sweep_without_fresh_seeds_of_which_nobody_reached_a_target_gives_no_warning() -> None:
+    cells = estimate(records(replace(LAB, targets=(1.0,), fresh_seeds=()))).cells
+    assert set(cells["num_seeds"]) == {0}
+
+
+def test_a_missing_interval_is_explained_once() -> None:
+    estimates = estimate(records(replace(LAB, grid_seeds=(0,), fresh_seeds=())))
+    assert set(estimates.token_ratios["reason"].str.count_matches("no interval")) == {1}
+
+
 def test_a_cell_read_off_a_decaying_rate_is_marked_as_biased() -> None:
     made = records(LAB)
     decaying = replace(made, runs=made.runs.with_columns(protocol=pl.lit("mid_schedule")))

@@ -5,10 +5,35 @@ from analysis import format as fmt
 
 @pytest.mark.parametrize(
     ("tokens", "text"),
-    [(256, "256"), (1000, "1000"), (1024, "1K"), (1536, "1.5K"), (16384, "16K"), (2**20, "1M"), (3 * 2**19, "1.5M")],
+    [(256, "256"), (1024, "1K"), (2048.0, "2K"), (16384, "16K"), (2**20, "1M"), (2**31, "2B"), (2**52, "4096T")],
 )
-def test_batch_is_written_exactly_with_binary_k(tokens, text):
-    assert fmt.batch(tokens) == text
+def test_tokens_that_are_a_power_of_two_are_written_in_binary_units(tokens, text):
+    assert fmt.tokens(tokens) == text
+
+
+@pytest.mark.parametrize(("tokens", "text"), [(1000, "1.00K"), (1536, "1.54K"), (1024.5, "1.02K"), (16000, "16.0K")])
+def test_tokens_of_any_other_number_show_decimals_that_no_binary_number_has(tokens, text):
+    assert fmt.tokens(tokens) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.02, "0.02"), (500, "500"), (1000, "1.00K"), (50_000, "50.0K"), (2e6, "2.00M")]
+)
+def test_tick_is_short_below_a_thousand_and_never_looks_binary_above(value, text):
+    assert fmt.tick(value) == text
+
+
+@pytest.mark.parametrize(
+    ("words", "text"), [([], ""), (["a"], "a"), (["a", "b"], "a and b"), (["a", "b", "c"], "a, b and c")]
+)
+def test_listed_joins_words_as_people_do(words, text):
+    assert fmt.listed(words) == text
+
+
+def test_verdicts_of_the_analysis_are_written_without_identifiers():
+    assert fmt.verdict("edge_of_grid") == "best learning rate at the edge of those tried"
+    assert fmt.optimizer_name("muon, momentum=0.95") == "Muon, momentum=0.95"
+    assert (fmt.count(1, "run"), fmt.count(2, "run")) == ("1 run", "2 runs")
 
 
 @pytest.mark.parametrize(
@@ -75,7 +100,7 @@ def test_column_writer_follows_the_unit_in_the_name():
     values = {name: write(16384) for name, write in writers.items()}
     assert values == {
         "global_batch_tokens": "16K",
-        "warmup_tokens": "16.4K",
+        "warmup_tokens": "16K",
         "train_seconds": "4.55 h",
         "peak_lr": "1.64e+04",
     }

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from analysis.curves import Records
 from analysis.estimate import estimate
 from analysis.frontier import BANDWIDTH_BYTES_PER_SECOND, LATENCY_SECONDS, StepCost, device_counts, fit_step_costs
 from tests.synthetic import STEP_SECONDS, TOKEN_SECONDS, Laboratory, records
@@ -19,15 +20,47 @@ def test_step_costs_recover_the_planted_seconds() -> None:
         assert cost.per_token_seconds == pytest.approx(TOKEN_SECONDS, rel=1e-6)
 
 
-def test_step_cost_of_one_batch_is_all_per_token() -> None:
-    costs = fit_step_costs(records(replace(LAB, batches=(1024,))).runs)
-    for cost in costs.values():
-        assert cost.per_step_seconds == 0.0
+def test_step_cost_of_one_batch_is_all_per_token_and_projects_to_no_more_devices() -> None:
+    made = records(replace(LAB, batches=(1024,)))
+    for cost in fit_step_costs(made.runs).values():
+        assert cost.per_step_seconds is None
         assert cost.per_token_seconds == pytest.approx(TOKEN_SECONDS + STEP_SECONDS / 1024)
+        assert "not projected to more devices" in cost.source
+    estimates = estimate(made)
+    assert set(estimates.frontier["num_devices"]) == {1}
+    constants = dict(estimates.cost_model.select("name", "value").iter_rows())
+    assert constants["lab adamw per_step"] is None
+
+
+def test_projections_give_a_device_no_fewer_tokens_than_were_measured() -> None:
+    projected = estimate(records(LAB)).frontier.filter(pl.col("kind") == "projected")
+    per_device = projected["global_batch_tokens"] / projected["num_devices"]
+    assert per_device.min() == min(LAB.batches)
+    assert projected["num_devices"].max() == max(LAB.batches) // min(LAB.batches)
+
+
+def with_cpu_share(share: float) -> Records:
+    made = records(LAB)
+    return replace(
+        made,
+        runs=made.runs.with_columns(threads=pl.lit(2)),
+        evaluations=made.evaluations.with_columns(train_cpu_seconds=pl.col("train_seconds") * 2 * share),
+    )
+
+
+@pytest.mark.parametrize(("share", "verdict"), [(0.61, "shared_machine"), (0.95, "ok")])
+def test_times_of_a_busy_machine_are_doubtful(share: float, verdict: str) -> None:
+    frontier = estimate(with_cpu_share(share)).frontier
+    assert set(frontier["verdict"]) == {verdict}
+    assert all(("CPU share 61%" in reason) == (verdict != "ok") for reason in frontier["reason"])
+
+
+def test_times_without_a_processor_clock_are_not_doubted() -> None:
+    assert set(estimate(records(LAB)).frontier["verdict"]) == {"ok"}
 
 
 def test_step_seconds_add_an_all_reduce_beyond_one_device() -> None:
-    cost = StepCost(1e-3, 1e-6, num_params=1_000_000, source="")
+    cost = StepCost(1e-3, 1e-6, min_tokens_per_device=1, num_params=1_000_000, source="")
     assert cost.step_seconds(8192, 1) == pytest.approx(1e-3 + 8192e-6)
     ring = 2 * 3 / 4 * 4e6 / BANDWIDTH_BYTES_PER_SECOND + 2 * LATENCY_SECONDS
     assert cost.step_seconds(8192, 4) == pytest.approx(1e-3 + 2048e-6 + ring)

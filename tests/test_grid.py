@@ -175,7 +175,7 @@ def test_peak_lr_may_be_an_axis_but_not_beside_a_rule() -> None:
         ),
         (
             {"optimizers": {"adamw": {"peak_lr": 0.1, "weight_decy": 0.1}}},
-            "small: 'weight_decy' is not a key of optimizer.adamw; did you mean 'weight_decay'?",
+            "small: 'weight_decy' is not a key of optimizers.adamw; did you mean 'weight_decay'?",
         ),
         (
             {"optimizers": {"moun": {"peak_lr": 0.1}}},
@@ -185,12 +185,68 @@ def test_peak_lr_may_be_an_axis_but_not_beside_a_rule() -> None:
             {"grid": {"optimizer": ["adam"]}},
             "small: grid.optimizer lists 'adam', which has no section under optimizers; did you mean 'adamw'?",
         ),
+        (
+            {"optimizers": {"adamw": {"lr": 0.1}}},
+            "small: 'lr' is not a key of optimizers.adamw; did you mean 'learning_rate'?",
+        ),
         ({"baseline": "sgd"}, "small: baseline 'sgd' is none of the sweep's optimizers; one of: adamw, muon"),
         ({"name": "a/b"}, "small: name 'a/b' becomes a folder: use letters, digits, '.', '_' and '-' only"),
     ],
 )
 def test_unknown_names_are_refused_with_the_nearest_one(keys: dict[str, Any], message: str) -> None:
     assert message in lines_of(**keys)
+
+
+def test_missing_rate_names_the_key_of_the_sweep_file() -> None:
+    (line,) = lines_of(optimizers={"adamw": {"weight_decay": 0.1}})
+    assert line.startswith("small: optimizers.adamw.learning_rate is missing; give a list such as [0.01, 0.02]")
+
+
+def test_missing_section_is_said_once_for_all_combinations() -> None:
+    assert lines_of(base={"model": {"preset": "115k"}}) == ["small: corpus is missing"]
+    with pytest.raises(ValueError, match=r"^small: targets_nats is missing$"):
+        SweepSpec.parse({key: value for key, value in changed().items() if key != "targets_nats"}, source="small")
+
+
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        (
+            {"token_budget": "64K"},
+            "small: token_budget: expected a whole number or a mapping of keys, not '64K'; "
+            "for example token_budget: 65536, or for each batch {256: 65536, 1024: 131072}",
+        ),
+        (
+            {"targets_nats": 2.5},
+            "small: targets_nats: expected a list, not 2.5; for example targets_nats: [2.2, 2.0]",
+        ),
+        ({"targets_nats": [-1]}, "small: targets_nats.0: expected a number above 0, not -1"),
+        (
+            {"where": "muon only"},
+            "small: where: expected a list, not 'muon only'; "
+            "for example where: [{optimizer: muon, global_batch_tokens: [1024, 4096]}]",
+        ),
+        (
+            {"optimizers": {"adamw": {"learning_rate": "high"}}},
+            "small: optimizers.adamw.learning_rate: expected a mapping of keys, not 'high'; "
+            "for example learning_rate: [0.01, 0.02]",
+        ),
+        (
+            {"base": changed()["base"] | {"precision": ["fp32", "bf16"]}},
+            "small: precision: expected 'fp32' or 'bf16', not ['fp32', 'bf16']; "
+            "one value belongs here; to sweep it, put precision under grid",
+        ),
+        (
+            {"optimizers": {"adamw": {"learning_rate": 0.1, "weight_decay": [0, 0.1]}}},
+            "small: optimizer.weight_decay: expected a number, not [0, 0.1]; "
+            "one value belongs here; to sweep it, put optimizer.weight_decay under grid",
+        ),
+        ({"grid": {"global_batch_tokens": [256], "seed": [True]}}, "small: init_seed cannot be true"),
+    ],
+)
+def test_value_of_another_form_is_one_line_with_the_form_expected(keys: dict[str, Any], line: str) -> None:
+    assert lines_of(**keys)[0] == line
+    assert len([other for other in lines_of(**keys) if "data_seed" not in other]) == 1
 
 
 def test_batch_that_is_no_whole_number_of_sequences_is_refused_with_the_nearest() -> None:
@@ -292,7 +348,7 @@ def test_set_fixes_a_key_of_the_runs_and_takes_it_off_the_axes() -> None:
         ("sed=1", "--set sed=1: 'sed' is a key of neither the sweep nor a run; did you mean 'seed'?"),
         ("name.x=1", "--set name.x: name is 'quickstart', which has no keys"),
         ("grid.seed=[0", "--set grid.seed=[0, line 1, column 3: expected ',' or ']'"),
-        ("optimizer.momentun=0.9", "'momentun' is not a key of optimizer.muon; did you mean 'momentum'?"),
+        ("optimizer.momentun=0.9", "'momentun' is not a key of optimizers.muon; did you mean 'momentum'?"),
     ],
 )
 def test_set_is_checked_like_the_file(setting: str, message: str) -> None:
@@ -309,6 +365,51 @@ def test_sweep_file_reads_exponents_as_numbers_and_refuses_a_key_given_twice(tmp
     path.write_text("name: a\nbase: {}\nname: b\n")
     with pytest.raises(ValueError, match=r"twice\.yaml, line 3, column 1: the key 'name' is given twice"):
         read_spec(str(path))
+
+
+def test_empty_optimizer_is_refused_where_there_is_nothing_to_take_away(tmp_path: Path) -> None:
+    path = write_yaml(tmp_path, changed(optimizers={"adamw": None, "muon": {"learning_rate": 0.1}}))
+    with pytest.raises(ValueError, match=r"small\.yaml: optimizers\.adamw is empty; give it a learning_rate"):
+        read_spec(path)
+    child = {"extends": "quickstart", "optimizers": {"muon": None}}
+    assert list(read_spec(write_yaml(tmp_path, child, "child.yaml")).optimizers) == ["adamw"]
+
+
+@pytest.mark.parametrize("glob", ["*.txt", "**/*.txt", "*txt"])
+def test_glob_without_quotes_is_explained(tmp_path: Path, glob: str) -> None:
+    path = tmp_path / "bare.yaml"
+    path.write_text(f"base:\n  corpus:\n    paths: [{glob}]\n")
+    with pytest.raises(ValueError, match=r"bare\.yaml, line 3, column \d+: .*; put a glob in quotes, as in '\*\.txt'$"):
+        read_spec(str(path))
+
+
+def test_paths_count_from_the_file_that_names_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "parents").mkdir()
+    (tmp_path / "work").mkdir()
+    corpus = {"source": "text", "paths": ["texts/*.txt", "/data/a.txt", "~/b.txt"]}
+    write_yaml(tmp_path / "parents", changed(base={"corpus": corpus}), "parent.yaml")
+    keys = {"extends": "parents/parent.yaml", "base": {"corpus": {"tokenizer_path": "own.json"}}}
+    axis = {"grid": {"corpus.paths": [["one.txt"], ["two.txt"]]}}
+    child = write_yaml(tmp_path, keys | axis, "child.yaml")
+    monkeypatch.chdir(tmp_path / "work")
+    spec = read_spec("../child.yaml", ["zip.corpus.tokenizer_path=[here.json]"])
+    assert spec.base["corpus"] == corpus | {
+        "paths": [f"{tmp_path}/parents/texts/*.txt", "/data/a.txt", "~/b.txt"],
+        "tokenizer_path": f"{tmp_path}/own.json",
+    }
+    assert spec.grid["corpus.paths"] == [[f"{tmp_path}/one.txt"], [f"{tmp_path}/two.txt"]]
+    assert spec.zip == {"corpus.tokenizer_path": [f"{tmp_path}/work/here.json"]}
+    assert read_spec(child).base["corpus"]["tokenizer_path"] == f"{tmp_path}/own.json"
+
+
+def test_name_of_a_data_set_is_no_path(tmp_path: Path) -> None:
+    corpus = {"source": "huggingface", "paths": ["owner/texts"], "tokenizer_path": "own.json"}
+    write_yaml(tmp_path, changed(base={"corpus": corpus}), "parent.yaml")
+    child = {"extends": "parent.yaml", "base": {"corpus": {"paths": ["owner/others", "en"]}}}
+    spec = read_spec(write_yaml(tmp_path, child, "child.yaml"))
+    assert spec.base["corpus"] == corpus | {
+        "paths": ["owner/others", "en"], "tokenizer_path": f"{tmp_path}/own.json",
+    }  # fmt: skip
 
 
 def test_unknown_sweep_is_refused_with_the_nearest_preset(tmp_path: Path) -> None:

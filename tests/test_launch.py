@@ -126,6 +126,21 @@ def test_pool_runs_only_what_is_missing(folder: SweepFolder) -> None:
     assert [len(each) for each in attempts(folder)] == [0, 1, 1, 1]
 
 
+def test_run_whose_record_is_broken_or_lost_its_evaluations_is_trained_again(folder: SweepFolder) -> None:
+    lost, torn, *_ = runs(folder)
+    for run in runs(folder):
+        finish(read_run(run), run)
+    lost.evaluations.unlink()
+    torn.run.write_text("{")
+    assert states(folder) == ["failed", "failed", "finished", "finished"]
+    assert failure_reason(lost) == (
+        f"{lost.evaluations} is gone, though the run has finished; the next critbatch run repeats it"
+    )
+    run_folder(folder, slots=1, train=TRAIN)
+    assert states(folder) == ["finished"] * 4
+    assert [len(each) for each in attempts(folder)] == [1, 1, 0, 0]
+
+
 def test_one_failed_run_does_not_sink_the_sweep_and_is_tried_again(folder: SweepFolder) -> None:
     behave(folder, "raise")
     run_folder(folder, slots=2, train=TRAIN)
@@ -140,9 +155,14 @@ def test_one_failed_run_does_not_sink_the_sweep_and_is_tried_again(folder: Sweep
     assert not failed.failure.exists()
 
 
-def test_worker_that_is_killed_is_started_anew_and_its_run_taken_up(folder: SweepFolder) -> None:
+def test_worker_that_is_killed_is_started_anew_and_its_run_taken_up(
+    folder: SweepFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
     behave(folder, "exit-once")
     run_folder(folder, slots=2, train=TRAIN)
+    out = capsys.readouterr().out
+    for run in runs(folder):
+        assert f"The worker of {run.path.name} died by SIGKILL (out of memory?); another one takes the run up." in out
     assert states(folder) == ["finished"] * 4
     assert [len(each) for each in attempts(folder)] == [2] * 4
     assert len({attempt[0] for each in attempts(folder) for attempt in each}) >= 5

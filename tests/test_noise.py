@@ -67,6 +67,18 @@ def test_errors_of_means_shrink_with_seeds_and_share_what_seeds_share() -> None:
     assert covariance == pytest.approx(np.array([[0.5, 0.25, 0.0], [0.25, 0.5, 0.0], [0.0, 0.0, 1.0]]))
 
 
+@pytest.mark.parametrize(
+    ("seeds", "contrast_dof"),
+    [([["0", "1"], ["1", "0"]], 20.0), ([["0", "1"], ["2"]], 5.0), ([["0", "1"], ["0"]], 5.0)],
+)
+def test_contrasts_gain_degrees_of_freedom_only_between_cells_of_the_same_seeds(
+    seeds: list[list[str]], contrast_dof: float
+) -> None:
+    noise = Noise(variance=1.0, same_cell=0.6, other_cell=0.5, dof=5.0, contrast_dof=20.0)
+    errors = noise.of_means(seeds)
+    assert (errors.dof, errors.contrast_dof) == (5.0, contrast_dof)
+
+
 def test_t_quantile_matches_the_table() -> None:
     assert t_quantile(0.9, 3) == pytest.approx(2.353363, abs=1e-6)
     assert t_quantile(0.95, 10) == pytest.approx(2.228139, abs=1e-6)

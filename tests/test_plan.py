@@ -2,12 +2,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from rich.console import Console, RenderableType
 
 from harness.config import RunConfig
 from harness.corpus import check_budget
 from harness.flops import forward_backward_flops_per_token, optimizer_flops_per_step
 from sweeps.grid import expand
-from sweeps.plan import Plan, Speed, as_json, make_plan, measured_speed
+from sweeps.plan import Plan, Speed, as_json, as_table, make_plan, measured_speed
 from sweeps.spec import SweepSpec
 from sweeps.sweep_file import preset_names, read_spec
 from tests.sweep_examples import CORPUS, changed, prepared
@@ -66,6 +67,39 @@ def test_plan_has_hours_only_with_a_speed() -> None:
     assert (unknown["hours"], unknown["flops_per_second_source"]) == (None, "not measured")
 
 
+def printed(table: RenderableType, width: int = 80) -> list[str]:
+    console = Console(width=width)
+    with console.capture() as capture:
+        console.print(table)
+    return [line.rstrip() for line in capture.get().splitlines()]
+
+
+def test_plan_fits_80_columns_with_every_number_whole() -> None:
+    spec = read_spec("quickstart")
+    plan = make_plan(spec, expand(spec, prepared), enough, 2, Speed(1e10, "as stated"))
+    lines = printed(as_table(plan))
+    assert lines[:3] == [
+        "quickstart: 48 runs, then 16 confirmations",
+        "Corpus: python-stdlib, tokenizer ascii of 128 tokens.",
+        "Model: 115k, 115,136 parameters.",
+    ]
+    rows = {tuple(line.split()[:2]): line.split() for line in lines if line.startswith(("adamw", "muon"))}
+    assert len(rows) == 8
+    assert rows["muon", "16,384"] == [
+        *("muon", "16,384", "6", "+", "2", "0.032,", "0.064,", "128", "2,097,152", "65,536", "(3%)"),
+        *("2,048", "×", "8", "0.39"),
+    ]  # fmt: skip
+    assert not any("…" in line for line in lines)
+
+
+def test_plan_names_the_model_in_the_rows_only_where_there_are_several() -> None:
+    grid = {"global_batch_tokens": [256], "model.preset": ["115k", "5m"]}
+    base = changed()["base"] | {"model": {"sequence_length": 64}}
+    several = printed(as_table(plan_of(base=base, grid=grid)))
+    assert sum(line.startswith("(5m)") for line in several) == 2
+    assert not any("(115k)" in line for line in printed(as_table(plan_of())))
+
+
 def test_speed_is_measured_on_finished_runs_alone() -> None:
     row = {"flops_per_token": 100.0, "optimizer_flops_per_step": 1000.0, "tokens_seen": 50, "step": 5}
     finished = row | {"status": "finished", "train_seconds": 4.0}
@@ -118,7 +152,7 @@ def test_preset_budgets_are_those_that_are_promised() -> None:
         ("equal-tokens", 36 + 12, {1024, 4096, 16384}),
         ("quickstart", 48 + 16, {256, 1024, 4096, 16384}),
         ("smoke", 16, {256, 1024, 4096, 16384}),
-        ("warmup-sensitivity", 32, {256, 1024, 4096, 16384}),
+        ("warmup-sensitivity", 64, {256, 1024, 4096, 16384}),
     ],
 )
 def test_preset_can_be_planned(preset: str, runs: int, batches: set[int]) -> None:

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import pairwise
 
 import matplotlib as mpl
 import polars as pl
@@ -6,8 +7,8 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 
-from analysis import captions, figure_style, plots
-from analysis.estimate import Estimates, estimate
+from analysis import captions, figure_style, panels, plots
+from analysis.estimate import Estimates, estimate, headline_target
 from tests.synthetic import Laboratory, Planted, plan, records
 
 LAB = Laboratory()
@@ -127,21 +128,44 @@ def test_a_caveat_is_drawn_hollow(pair):
     assert len(hollow) == caveats.height > 0
 
 
-def test_a_cell_that_fell_short_is_a_triangle_at_the_top_edge(short):
+def test_a_cell_that_fell_short_is_an_arrow_at_the_top_edge(short):
     ax = plots.tokens_to_target(short).axes[-1]
-    places = [x for line in marks(ax, "^") for x in line.get_xdata()]
-    assert places == [pytest.approx(16384, rel=0.05)]
-    assert "censored" in texts(ax.figure)
+    places = [(x, y) for line in marks(ax, panels.UP) for x, y in zip(*line.get_data(), strict=True)]
+    assert places == [(pytest.approx(16384, rel=0.05), panels.TOP_EDGE)]
+    assert not marks(ax, panels.DOWN)
+    assert "some runs fell short" in texts(ax.figure)
 
 
-def test_learning_rate_at_which_runs_fell_short_is_a_triangle(short):
+def test_a_cell_at_the_target_at_once_is_an_arrow_at_the_bottom_edge():
+    lab = replace(LAB, first_mark_tokens=32_768, batches=(1024, 4096, 16384), targets=(2.0,))
+    at_once = ("confirm", "adamw", 16384)
+    runs = [replace(r, log_tokens=9.0) if (r.stage, r.optimizer, r.batch) == at_once else r for r in plan(lab)]
+    figure = plots.headline(estimate(records(lab, runs)))
+    places = [(x, y) for line in marks(figure.axes[0], panels.DOWN) for x, y in zip(*line.get_data(), strict=True)]
+    assert places == [(pytest.approx(16384, rel=0.05), panels.BOTTOM_EDGE)]
+    assert not marks(figure.axes[0], panels.UP)
+    assert "left: reached before the\nfirst evaluation" in legend(figure)
+    assert "left: not reached by all" not in legend(figure)
+
+
+def test_batches_that_fell_short_at_the_same_rate_do_not_hide_each_other():
+    lab = replace(LAB, optimizers={"adamw": replace(LAB.optimizers["adamw"])}, targets=(2.0,))
+    runs = [replace(run, peak_lr=0.1, log_tokens=99.0) if run.seed == 1 else run for run in plan(lab)]
+    figure = plots.learning_rates(estimate(records(lab, runs)))
+    arrows = marks(figure.axes[0], panels.UP)
+    places = sorted(float(line.get_xdata()[0]) for line in arrows)
+    assert len(places) == len(LAB.batches)
+    assert len({to_hex(line.get_color()) for line in arrows}) == len(LAB.batches)
+    assert all(larger > smaller * 1.05 for smaller, larger in pairwise(places))
+    assert (places[0] * places[-1]) ** 0.5 == pytest.approx(0.1)
+
+
+def test_learning_rate_at_which_runs_fell_short_is_an_arrow(short):
     upper = plots.learning_rates(short).axes[0]
     fell_short = short.rates.filter(
         pl.col("target_loss_nats") == 2.0, pl.col("optimizer") == "adamw", pl.col("tokens_to_target").is_null()
     )
-    at_top = [
-        x for line in marks(upper, "^") if len(line.get_ydata()) and line.get_ydata()[0] < 1 for x in line.get_xdata()
-    ]
+    at_top = [x for line in marks(upper, panels.UP) for x in line.get_xdata()]
     assert sorted(at_top) == sorted(fell_short["peak_lr"]) != []
 
 
@@ -190,8 +214,8 @@ def test_headline_says_projected(pair):
 
 
 def test_headline_target_is_the_hardest_that_all_optimizers_reached_twice(pair, short, unreached):
-    assert plots.headline_target(pair) == 2.0
-    assert plots.headline_target(unreached) is None
+    assert headline_target(pair) == 2.0
+    assert headline_target(unreached) is None
     missing = short.cells.with_columns(
         pl.when(
             (pl.col("target_loss_nats") < 2.15)
@@ -202,7 +226,7 @@ def test_headline_target_is_the_hardest_that_all_optimizers_reached_twice(pair, 
         .otherwise("tokens_to_target")
         .alias("tokens_to_target")
     )
-    assert plots.headline_target(replace(short, cells=missing)) == 2.2
+    assert headline_target(replace(short, cells=missing)) == 2.2
 
 
 def test_optimizer_keeps_its_colour_and_marker_without_the_others():

@@ -18,7 +18,7 @@ def test_sweep_of_the_readme_can_be_planned(
     (sweep,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CRITBATCH_CACHE", str(tmp_path / "cache"))
-    write_text(tmp_path / "texts", files=4000)
+    write_text(tmp_path / "texts", files=5000)
     (tmp_path / "mine.yaml").write_text(sweep)
     assert main(["plan", "mine.yaml"]) == 0
     shown = capsys.readouterr().out

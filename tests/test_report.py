@@ -7,10 +7,11 @@ import polars as pl
 import pytest
 
 from analysis import plots
-from analysis.answer import answers
+from analysis.answer import answers, lead
 from analysis.estimate import estimate
+from analysis.html_table import html_table
 from analysis.report import inline_svg, models, write_report
-from analysis.schemas import TABLES
+from analysis.schemas import RUNS, TABLES
 from tests.synthetic import Laboratory, plan, records
 
 LAB = Laboratory(targets=(2.1, 2.0))
@@ -227,6 +228,147 @@ def test_answer_names_the_frontier_that_covers_the_other(factor, claim, estimate
     said = sentences(replace(estimates, frontier=pl.concat([ours, theirs])))
     assert claim in said
     assert "Projected frontiers, without intervals" in said
+
+
+LEAD_CLAIMS = {
+    "Muon needs 1.50 times fewer tokens than AdamW",
+    "AdamW needs 2.00 times fewer tokens than Muon",
+    "no difference in tokens between Muon and AdamW is resolved",
+    "because of a caveat Muon and AdamW are not ranked",
+}
+
+
+@pytest.mark.parametrize(
+    ("ratio", "low", "high", "verdict", "claim"),
+    [
+        (1.5, 1.2, 2.0, "ok", "Muon needs 1.50 times fewer tokens than AdamW from batch 256 to 16K"),
+        (0.5, 0.4, 0.8, "ok", "AdamW needs 2.00 times fewer tokens than Muon from batch 256 to 16K"),
+        (1.5, 0.9, 2.0, "ok", "no difference in tokens between Muon and AdamW is resolved from batch 256 to 16K"),
+        (1.5, 1.2, 2.0, "edge_of_grid", "because of a caveat Muon and AdamW are not ranked from batch 256 to 16K"),
+    ],
+)
+def test_lead_claims_no_more_than_the_verdicts(ratio, low, high, verdict, claim, estimates):
+    changed = with_columns(
+        estimates.token_ratios, token_ratio=ratio, token_ratio_low=low, token_ratio_high=high, verdict=verdict
+    )
+    said = lead(replace(estimates, token_ratios=changed))
+    assert claim in said
+    assert sum(other in said for other in LEAD_CLAIMS) == 1
+
+
+def test_lead_names_the_batches_that_a_claim_leaves_out(estimates):
+    sound = with_columns(estimates.token_ratios, token_ratio=1.5, token_ratio_low=1.2, token_ratio_high=2.0)
+    caveat = pl.when(pl.col("global_batch_tokens") == 1024).then(pl.lit("edge_of_grid")).otherwise(pl.lit("ok"))
+    said = lead(replace(estimates, token_ratios=sound.with_columns(verdict=caveat)))
+    assert "fewer tokens than AdamW at batches 256, 4K and 16K; because of a caveat" in said
+    assert "not ranked at batch 1K." in said
+
+
+def test_lead_gives_both_critical_batches_and_their_caveat(estimates):
+    own = pl.col("optimizer") == "adamw"
+    changed = estimates.critical_batches.with_columns(
+        critical_batch_tokens=2300.0,
+        critical_batch_tokens_low=2000.0,
+        critical_batch_tokens_high=pl.when(own).then(pl.lit(2600.0)).otherwise(2700.0),
+        verdict=pl.when(own).then(pl.lit("edge_of_grid")).otherwise(pl.lit("ok")),
+        reason=pl.when(own).then(pl.lit("")).otherwise(pl.lit("one rate")),
+    )
+    said = lead(replace(estimates, critical_batches=changed))
+    assert "Muon's critical batch is 2.30K [2.00K, 2.70K] tokens against 2.30K [2.00K, 2.60K] tokens for AdamW." in said
+    assert "Caveat for AdamW: best learning rate at the edge of those tried." in said
+    assert "Reservation for Muon: one rate." in said
+    assert "intervals" not in said.partition("Caveat")[0]
+
+
+def test_lead_of_one_optimizer_gives_its_critical_batch():
+    alone = replace(LAB, optimizers={"muon": LAB.optimizers["muon"]})
+    said = lead(estimate(records(alone)))
+    assert said.startswith("To a validation loss of 2.0 nats per token, Muon's critical batch is ")
+    assert "against" not in said
+
+
+def test_lead_says_how_low_the_loss_came_where_no_target_was_reached():
+    made = estimate(records(replace(LAB, targets=(1.1,))))
+    assert f"the lowest loss seen was {made.targets['lowest_loss_nats'].min():.3f}." in lead(made)
+    assert "(target: 1.1 nats per token)" in lead(made)
+
+
+def test_page_puts_the_lead_before_the_headline_figure_and_folds_the_easier_targets(page):
+    marks = [
+        'class="lead"',
+        "The token ratio is",
+        'id="figure-headline"',
+        "<h3>To a validation loss of 2.0",
+        "<summary>To 2.1",
+    ]
+    places = [page.index(mark) for mark in marks]
+    assert places == sorted(places)
+    assert page.count('id="figure-headline"') == 1
+
+
+@pytest.mark.parametrize("draw", range(4))
+def test_sentences_hold_no_identifier(draw):
+    runs = [
+        replace(run, log_tokens=99.0) if (run.optimizer, run.batch) == ("muon", 256 * 4**draw) else run
+        for run in plan(replace(LAB, draw=draw))
+    ]
+    made = estimate(records(LAB, runs))
+    said = f"{lead(made)} {sentences(made)}"
+    assert not re.findall(r"\w+_\w+", said)
+    assert not re.findall(r"\b(1 \w+s (?:of|at|behind)|adamw|muon)\b", said)
+
+
+def test_frontiers_timed_on_a_busy_machine_have_no_winner(estimates):
+    ours = estimates.frontier.filter(pl.col("optimizer") == "adamw")
+    theirs = ours.with_columns(pl.col("train_seconds", "device_seconds") * 0.5, optimizer=pl.lit("muon"))
+    slow = "times were measured on a machine shared with other work: CPU share 61%"
+    both = with_columns(pl.concat([ours, theirs]), verdict="shared_machine", reason=slow)
+    sound = with_columns(estimates.cells, verdict="ok")
+    said = lead(replace(estimates, frontier=both, cells=sound))
+    assert f"are not compared: {slow}." in said
+    assert "matched or beaten" not in said
+
+
+def test_frontiers_of_batches_with_a_caveat_have_no_winner(estimates):
+    first = (pl.col("global_batch_tokens") == 256) & (pl.col("optimizer") == "adamw")
+    cells = estimates.cells.with_columns(verdict=pl.when(first).then(pl.lit("edge_of_grid")).otherwise(pl.lit("ok")))
+    said = lead(replace(estimates, cells=cells))
+    assert "are not compared: 1 of the batches behind them carries a caveat or is left out." in said
+
+
+def test_reasons_stand_once_below_their_table(estimates):
+    frame = with_columns(estimates.critical_batches, verdict="misfit", reason="a long reason")
+    made = html_table("critical_batches", "", frame, TABLES["critical_batches"])
+    assert made.notes == ["¹ a long reason"]
+    verdicts = {row[made.header.index("verdict")] for row in made.rows}
+    assert verdicts == {"the curve misses the points¹"}
+    assert not any("a long reason" in cell for row in made.rows for cell in row)
+
+
+def test_tables_of_runs_write_integers_in_full(estimates):
+    made = html_table("runs", "", estimates.records.runs.select("run_id", "warmup_tokens"), RUNS, exact=True)
+    assert {row[1] for row in made.rows} == {"16384"}
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_page_with_a_reference_of_other_names_does_not_say_that_there_is_none(tmp_path):
+    other = replace(LAB, optimizers={"lion": LAB.optimizers["muon"]})
+    page = write_report(
+        estimate(records(LAB), reference=records(other)), tmp_path / "new", tmp_path / "old"
+    ).read_text()
+    assert "no reference" not in page
+    assert "Nothing can be compared with the reference old" in page
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_provenance_says_how_busy_the_machine_was(estimates, tmp_path):
+    made = estimates.records
+    clocked = replace(
+        made,
+        runs=made.runs.with_columns(threads=pl.lit(2)),
+        evaluations=made.evaluations.with_columns(train_cpu_seconds=pl.col("train_seconds") * 1.22),
+    )
+    assert "61% to 61%, median 61%" in write_report(replace(estimates, records=clocked), tmp_path).read_text()
 
 
 def test_importing_the_report_loads_no_plotting_library_and_no_torch():

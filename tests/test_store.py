@@ -161,6 +161,12 @@ def test_manifest_of_an_empty_folder_says_that_nothing_was_started(tmp_path: Pat
     assert records(SweepFolder(tmp_path)) == []
 
 
+def test_lost_manifest_is_told_from_a_folder_without_a_sweep(folder: SweepFolder) -> None:
+    folder.manifest.unlink()
+    with pytest.raises(ValueError, match=rf"sweep\.json is gone; to write it again: critbatch run {folder.path}$"):
+        folder.read_manifest()
+
+
 def test_claim_is_not_lost_to_someone_who_only_looks(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     looker = os.open(run.claim, os.O_RDWR | os.O_CREAT)
