@@ -6,9 +6,9 @@ from pathlib import Path
 
 import polars as pl
 
-from analysis.schemas import EVALUATIONS, RUNS, polars_schema
+from analysis.schemas import EVALUATIONS, RUNS, Columns, polars_schema
 from analysis.variants import first_variant, split_by_variants
-from harness.record import RUN_COLUMNS, RunFolder, SweepManifest, read_json, read_rows
+from harness.record import RUN_COLUMNS, RunFolder, SweepManifest, complete, read_json, read_rows
 
 pl.Config.set_engine_affinity("in-memory")  # the streaming engine keeps no row order and sums in any order
 
@@ -39,7 +39,8 @@ def load(folder: Path) -> Records:
     if started:
         runs, evaluations = _read_runs(started), _read_evaluations(started)
     else:
-        runs, evaluations = _read_parquet(folder / RUNS_PARQUET), _read_parquet(folder / EVALUATIONS_PARQUET)
+        runs = _read_parquet(folder / RUNS_PARQUET, RUN_COLUMNS)
+        evaluations = _read_parquet(folder / EVALUATIONS_PARQUET, EVALUATIONS)
     for run_id in runs.filter(status="finished").join(evaluations, on="run_id", how="anti")["run_id"]:
         file, remedy = folder / EVALUATIONS_PARQUET, "get the whole file again"
         if started:
@@ -82,13 +83,7 @@ def _read_manifest(path: Path) -> SweepManifest:
 
 
 def _read_runs(folders: list[RunFolder]) -> pl.DataFrame:
-    rows = [read_json(folder.run) for folder in folders]
-    for folder, row in zip(folders, rows, strict=True):
-        if wrong := row.keys() ^ RUN_COLUMNS.keys():
-            raise ValueError(
-                f"{folder.run}: columns do not match this version ({', '.join(sorted(wrong))}); "
-                "remove the file to run this run again"
-            )
+    rows = [complete(read_json(folder.run), RUN_COLUMNS, str(folder.run)) for folder in folders]
     return pl.DataFrame(rows, schema=polars_schema(RUN_COLUMNS), orient="row")
 
 
@@ -115,13 +110,17 @@ def _whole_lines(path: Path) -> bytes:
 
 def _has_columns(content: bytes) -> bool:
     """Check the first row, since the parser drops columns that it does not know in silence."""
-    return not content or set(json.loads(content[: content.find(b"\n")])) == set(EVALUATIONS)
+    return not content or set(json.loads(content[: content.find(b"\n")])) <= set(EVALUATIONS)
 
 
-def _read_parquet(path: Path) -> pl.DataFrame:
+def _read_parquet(path: Path, columns: Columns) -> pl.DataFrame:
+    """Read one of the two files; columns younger than it are null."""
     if not path.exists():
         raise ValueError(f"{path}: missing, and {path.parent / 'runs'} holds no run that has started")
     try:
-        return pl.read_parquet(path)
+        frame = pl.read_parquet(path)
     except pl.exceptions.PolarsError as error:
         raise ValueError(f"{path}: not a whole Parquet file ({error})") from None
+    schema = polars_schema(columns)
+    younger = [pl.lit(None, dtype=kind).alias(name) for name, kind in schema.items() if name not in frame.columns]
+    return frame.with_columns(younger).select(schema.names())

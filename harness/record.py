@@ -101,6 +101,9 @@ RUN_COLUMNS: dict[str, Column] = {
 }
 
 
+_IN_EVERY_ROW = {"run_id", "step", "tokens_seen"}
+
+
 class PlannedRun(Frozen):
     """A run of a sweep, and the stage that asked for it: the grid, or fresh seeds at a chosen rate."""
 
@@ -224,6 +227,21 @@ def read_rows(path: Path) -> list[dict[str, Value]]:
     return list(_whole_rows(path, path.read_bytes())) if path.exists() else []
 
 
+def complete(row: Any, columns: Mapping[str, Column], place: str) -> dict[str, Value]:
+    """Return a row that has been read, with null for the columns that are younger than it.
+
+    Raises: ValueError naming `place` for a row of another kind, or of a newer version.
+    """
+    if not isinstance(row, dict) or not row.keys() >= _IN_EVERY_ROW:
+        raise ValueError(f"{place}: not a row of a record; move the file away to run this run again")
+    if unknown := sorted(row.keys() - columns.keys()):
+        raise ValueError(
+            f"{place}: columns of another version ({', '.join(unknown)}); update critbatch, or move the file away to "
+            f"run this run again"
+        )
+    return {name: row.get(name) for name in columns}
+
+
 def trim_rows(path: Path, last_step: int) -> None:
     """Drop the rows after `last_step`: they will be made again by a run that resumes there."""
     kept = [row for row in read_rows(path) if _as_int(row["step"]) <= last_step]
@@ -239,11 +257,7 @@ def _whole_rows(path: Path, content: bytes) -> Iterator[dict[str, Value]]:
             raise ValueError(
                 f"{path}, line {number}: not a JSON row; the file is corrupt: move it away to run this run again"
             ) from None
-        if not isinstance(row, dict) or row.keys() != EVALUATION_COLUMNS.keys():
-            raise ValueError(
-                f"{path}, line {number}: columns do not match this version; move the file away to run this run again"
-            )
-        yield row
+        yield complete(row, EVALUATION_COLUMNS, f"{path}, line {number}")
 
 
 def _as_int(value: Value) -> int:

@@ -1,5 +1,6 @@
 """Reading records back: round trips, damage, duplicates, speed."""
 
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from analysis.curves import load, save
-from harness.record import RunFolder, read_json, write_json
+from harness.record import RunFolder, read_json, read_rows, write_json
 from tests.synthetic import Laboratory, plan, records, write_runs
 
 LAB = Laboratory(batches=(1024, 4096), grid_seeds=(0,), fresh_seeds=())
@@ -63,9 +64,9 @@ def test_load_counts_a_row_that_was_written_twice_once(folder: Path) -> None:
     ("damage", "message"),
     [
         (lambda text: text.replace('"step"', "step", 1), "line 1: not a JSON row"),
-        (lambda text: text.replace('"step"', '"steps"', 1), "line 1: columns do not match"),
+        (lambda text: text.replace('"step"', '"steps"', 1), "line 1: not a row of a record"),
         (lambda text: text.replace('"grad_norm": null', '"grad_norm": NaN"', 1), "line 1: not a JSON row"),
-        (lambda text: "[1]\n" + text, "line 1: columns do not match"),
+        (lambda text: "[1]\n" + text, "line 1: not a row of a record"),
         (lambda text: text.splitlines(keepends=True)[0] + "\0\0\0\n" + text, "line 2: not a JSON row"),
     ],
 )
@@ -86,13 +87,29 @@ def test_load_names_a_truncated_run_file(folder: Path) -> None:
     assert str(path) in str(error.value)
 
 
-def test_load_refuses_a_run_of_another_version(folder: Path) -> None:
+def test_load_refuses_a_run_of_a_newer_version(folder: Path) -> None:
     path = first_run(folder).run
-    row = read_json(path)
-    row["colour"] = row.pop("device")
-    write_json(path, row)
-    with pytest.raises(ValueError, match=r"columns do not match this version \(colour, device\)"):
+    write_json(path, read_json(path) | {"colour": "red"})
+    with pytest.raises(ValueError, match=r"run.json: columns of another version \(colour\)"):
         load(folder)
+
+
+def test_load_gives_null_for_columns_younger_than_the_record(folder: Path, tmp_path: Path) -> None:
+    for run in map(RunFolder, (folder / "runs").iterdir()):
+        write_json(run.run, {name: value for name, value in read_json(run.run).items() if name != "device"})
+        rows = [{k: v for k, v in row.items() if k != "grad_norm"} for row in read_rows(run.evaluations)]
+        run.evaluations.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    from_folders = load(folder)
+    assert from_folders.runs["device"].is_null().all()
+    assert from_folders.evaluations["grad_norm"].is_null().all()
+    save(from_folders, tmp_path)
+    write_json(tmp_path / "sweep.json", read_json(folder / "sweep.json"))
+    for name, column in (("runs", "device"), ("evaluations", "grad_norm")):
+        path = tmp_path / f"{name}.parquet"
+        pl.read_parquet(path).drop(column).write_parquet(path)
+    from_parquet = load(tmp_path)
+    assert from_parquet.runs.equals(from_folders.runs)
+    assert from_parquet.evaluations.equals(from_folders.evaluations)
 
 
 def test_load_leaves_out_runs_without_rows_and_keeps_the_status_of_the_others(tmp_path: Path) -> None:

@@ -41,11 +41,26 @@ def test_corrupt_line_is_named(evaluations: Path) -> None:
         read_rows(evaluations)
 
 
-def test_row_of_other_columns_is_named(evaluations: Path) -> None:
+@pytest.mark.parametrize(
+    ("added", "message"),
+    [
+        ({"step": 4}, "line 5: not a row of a record"),
+        ([1, 2], "line 5: not a row of a record"),
+        (row(4) | {"loss": 1.0}, r"line 5: columns of another version \(loss\); update critbatch"),
+    ],
+)
+def test_row_of_another_kind_or_version_is_named(evaluations: Path, added: Any, message: str) -> None:
     with evaluations.open("a") as file:
-        file.write(json.dumps({"step": 4}) + "\n")
-    with pytest.raises(ValueError, match="line 5: columns do not match"):
+        file.write(json.dumps(added) + "\n")
+    with pytest.raises(ValueError, match=message):
         read_rows(evaluations)
+
+
+def test_row_of_an_older_version_lacks_what_it_could_not_know(evaluations: Path) -> None:
+    older = {name: value for name, value in row(4).items() if name != "train_cpu_seconds"}
+    with evaluations.open("a") as file:
+        file.write(json.dumps(older) + "\n")
+    assert read_rows(evaluations)[-1] == row(4) | {"train_cpu_seconds": None}
 
 
 def test_append_row_refuses_missing_columns_and_nan(evaluations: Path) -> None:
