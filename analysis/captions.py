@@ -69,8 +69,9 @@ FIGURES: dict[str, Caption] = {
     ),
     "learning_rates": Caption(
         "Learning rates",
-        """Upper panels: tokens to the target at each rate of the grid, the geometric mean over seeds. An arrow at
-        the top edge, in the colour of its batch: a run fell short at this rate. Lower panels: each batch's optimum
+        """Upper panels: tokens to the target at each rate of the grid, the geometric mean over seeds. An arrow in
+        the colour of its batch: at the top edge, a run fell short at this rate; at the bottom edge, runs were at the
+        target at their first evaluation. Lower panels: each batch's optimum
         with its {level} interval, from a quadratic in log rate whose curvature is pooled over batches; open where it is
         not identified or at the grid's edge.""",
         ("rates", "cells"),

@@ -24,7 +24,11 @@ _CAVEATS = (
     ("warmup_confounded", "warmup_confounded", "target too close to the warmup"),
     ("mid_schedule", "mid_schedule", "read while the learning rate decays"),
     ("censored", "censored", "left out, since some runs fell short of the target"),
-    ("reached_at_first_eval", "censored", "left out, since runs were at the target at their first evaluation"),
+    (
+        "reached_at_first_eval",
+        "reached_at_first_eval",
+        "left out, since runs were at the target at their first evaluation",
+    ),
     ("not_reached", "censored", "left out, since no run reached the target"),
     ("diverged", "censored", "left out, since all runs diverged"),
 )

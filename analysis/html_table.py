@@ -73,7 +73,9 @@ def _is_end(column: str, frame: pl.DataFrame) -> bool:
 
 
 def _is_dull(column: str, frame: pl.DataFrame, constant: tuple[str, ...]) -> bool:
-    return frame[column].is_null().all() if column not in constant else frame[column].n_unique() <= 1
+    if column in constant:
+        return frame[column].n_unique() <= 1
+    return set(frame[column].unique()) <= {None, ""}
 
 
 def _heading(column: str, unit: str) -> str:

@@ -66,13 +66,17 @@ class RateCurves:
 
 
 def summarize_rates(runs: pl.DataFrame) -> pl.DataFrame:
-    """Return per batch and rate: num_runs, num_reached, log_tokens (mean of log T; null unless every run reached)."""
+    """Return per batch and rate: how many runs, how many with a T and how many at the target too early for one.
+
+    log_tokens is the mean of log T, null unless every run has one.
+    """
     reached = pl.col("status") == "reached"
     return (
         runs.group_by("global_batch_tokens", "peak_lr", maintain_order=True)
         .agg(
             num_runs=pl.len(),
             num_reached=reached.sum().cast(pl.Int64),
+            num_reached_at_first_eval=(pl.col("status") == "reached_at_first_eval").sum().cast(pl.Int64),
             log_tokens=pl.col("tokens_to_target").log().mean(),
         )
         .with_columns(log_tokens=pl.when(pl.col("num_reached") == pl.col("num_runs")).then("log_tokens"))

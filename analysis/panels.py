@@ -120,7 +120,7 @@ def whisker(ax: Axes, x: float, row: dict[str, Any], quantity: str, colour: Any)
 
 
 def rate_curves(ax: Axes, rates: pl.DataFrame, batches: OrderedStyle) -> None:
-    """Draw tokens to target against learning rate, a line per batch; at the top edge rates where a run fell short."""
+    """Draw tokens to target against learning rate, a line per batch; at an edge rates that have no number."""
     reached = rates.filter(pl.col("tokens_to_target").is_not_null())
     if reached.is_empty():
         style.empty_panel(ax, "no learning rate at which\nevery run reached the target")
@@ -138,10 +138,17 @@ def rate_curves(ax: Axes, rates: pl.DataFrame, batches: OrderedStyle) -> None:
             legend=False,
             ax=ax,
         )
-    for (lr,), censored in rates.filter(pl.col("tokens_to_target").is_null()).group_by(["peak_lr"]):
-        sizes = censored["global_batch_tokens"].sort().to_list()
+    unknown = rates.filter(pl.col("tokens_to_target").is_null()).with_columns(at_once=at_once())
+    for (lr, bottom), group in unknown.group_by(["peak_lr", "at_once"], maintain_order=True):
+        sizes = group["global_batch_tokens"].sort().to_list()
         for place, size in enumerate(sizes):
-            at_edge(ax, lr * style.dodge(place, len(sizes), octaves=0.14), batches.palette[size])
+            aside = style.dodge(place, len(sizes), octaves=0.2)
+            at_edge(ax, lr * aside, batches.palette[size], bottom=bottom)
+
+
+def at_once() -> pl.Expr:
+    """Say of a learning rate without tokens whether runs that were early are why, and none that fell short."""
+    return pl.col("num_reached") + pl.col("num_reached_at_first_eval") == pl.col("num_runs")
 
 
 def optima(ax: Axes, cells: pl.DataFrame, batches: OrderedStyle) -> None:

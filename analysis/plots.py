@@ -328,10 +328,7 @@ def _fit_cues(estimates: Estimates, targets: list[float], ax: Axes, place: str =
         (style.cue(f"{place}$B_{{crit}}$, interval", marker="*", ms=10), on_axis.height > 0),
         (_caveat_cue(place), _any_caveat(cells.filter(reached)) or _any_caveat(on_axis)),
         (style.cue(f"{place}not reached by all", marker=panels.UP, ms=8), cells.filter(~reached & ~early).height > 0),
-        (
-            style.cue(f"{place}reached before the\nfirst evaluation", marker=panels.DOWN, ms=8),
-            cells.filter(early).height > 0,
-        ),
+        (_at_once_cue(place), cells.filter(early).height > 0),
     )
 
 
@@ -348,8 +345,10 @@ def _frontier_cues(points: pl.DataFrame, cost: str, place: str = "") -> list[Any
 def _rate_cues(rates: pl.DataFrame, cells: pl.DataFrame) -> list[Any]:
     marked = cells.filter(pl.col("optimal_lr").is_not_null() | pl.col("best_lr").is_not_null())
     doubtful = marked.filter(pl.col("optimal_lr").is_null() | (pl.col("lr_verdict") != "ok"))
+    unknown = rates.filter(pl.col("tokens_to_target").is_null())
     return _occurring(
-        (style.cue("a run fell short", marker=panels.UP, ms=8), rates["tokens_to_target"].null_count() > 0),
+        (style.cue("a run fell short", marker=panels.UP, ms=8), unknown.filter(~panels.at_once()).height > 0),
+        (_at_once_cue(), unknown.filter(panels.at_once()).height > 0),
         (style.cue("optimum, interval", marker="o", ls="-"), marked.height > 0),
         (_caveat_cue(), doubtful.height > 0),
     )
@@ -366,6 +365,10 @@ def _any_interval(frame: pl.DataFrame, quantity: str) -> bool:
 
 def _any_caveat(frame: pl.DataFrame) -> bool:
     return frame.filter(pl.col("verdict") != "ok").height > 0
+
+
+def _at_once_cue(place: str = "") -> Any:
+    return style.cue(f"{place}reached before the\nfirst evaluation", marker=panels.DOWN, ms=8)
 
 
 def _caveat_cue(place: str = "") -> Any:

@@ -81,8 +81,9 @@ RATES: Columns = {
     **_PROTOCOL,
     "peak_lr": RUNS["peak_lr"],
     "num_runs": Column(int, "", "grid runs at this rate"),
-    "num_reached": Column(int, "", "how many of them reached the target"),
-    "tokens_to_target": Column(float, "tokens", "geometric mean over the runs; null unless all reached the target"),
+    "num_reached": Column(int, "", "how many of them reached the target after their first evaluation"),
+    "num_reached_at_first_eval": Column(int, "", "how many of them were at the target at their first evaluation"),
+    "tokens_to_target": Column(float, "tokens", "geometric mean over the runs; null unless num_reached is num_runs"),
     "fitted_tokens": Column(float, "tokens", "the quadratic in log rate, curvature pooled over batches"),
 }
 

@@ -160,6 +160,18 @@ def test_batches_that_fell_short_at_the_same_rate_do_not_hide_each_other():
     assert (places[0] * places[-1]) ** 0.5 == pytest.approx(0.1)
 
 
+def test_learning_rate_at_which_runs_were_at_the_target_at_once_is_an_arrow_at_the_bottom_edge():
+    lab = replace(LAB, first_mark_tokens=32_768, batches=(1024, 4096, 16384), targets=(2.0,))
+    highest = max(run.peak_lr for run in plan(lab) if run.optimizer == "adamw")
+    runs = [replace(r, log_tokens=9.0) if (r.optimizer, r.peak_lr) == ("adamw", highest) else r for r in plan(lab)]
+    figure = plots.learning_rates(estimate(records(lab, runs)))
+    places = [(x, y) for line in marks(figure.axes[0], panels.DOWN) for x, y in zip(*line.get_data(), strict=True)]
+    assert places == [(pytest.approx(highest), panels.BOTTOM_EDGE)]
+    assert not marks(figure.axes[0], panels.UP)
+    assert "reached before the\nfirst evaluation" in legend(figure)
+    assert "a run fell short" not in legend(figure)
+
+
 def test_learning_rate_at_which_runs_fell_short_is_an_arrow(short):
     upper = plots.learning_rates(short).axes[0]
     fell_short = short.rates.filter(
