@@ -69,8 +69,8 @@ def flops(value: float) -> str:
 
 
 def tick(value: float) -> str:
-    """Write a round number beside an axis: 0.02, 500, 50.0K, 2.00M."""
-    return f"{value:g}" if value < 1000 else tokens(value)
+    """Write a round decimal number beside an axis: 0.02, 500, 50K, 2M."""
+    return "{:g}{}".format(*_scale(value, _TOKEN_SUFFIXES))
 
 
 def tick_flops(value: float) -> str:

@@ -4,6 +4,8 @@ One thread; the two sides alternate, and the median of the pairwise ratios is pr
 times are for orientation only.
 """
 
+import contextlib
+import io
 import statistics
 import subprocess
 import sys
@@ -50,7 +52,9 @@ def training_step(optimizer: str, batch: int, limit: float) -> None:
 
         def harness() -> float:
             folder = Path(scratch) / str(next(folders))
-            train(run, MachineConfig(accelerator="cpu", threads=1, max_micro_batch_tokens=MICRO_BATCH_TOKENS), folder)
+            machine = MachineConfig(accelerator="cpu", threads=1, max_micro_batch_tokens=MICRO_BATCH_TOKENS)
+            with contextlib.redirect_stdout(io.StringIO()):  # the routing table, which a run's log keeps
+                train(run, machine, folder)
             seconds = read_rows(RunFolder(folder).evaluations)[-1]["train_seconds"]
             assert isinstance(seconds, float)
             return seconds
