@@ -11,26 +11,32 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
+import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 
+import harness.train
 from harness.batch_plan import plan_batch
+from harness.callbacks.step_callback import StepCallback
 from harness.config import CorpusConfig, MachineConfig, RunConfig
 from harness.corpus import prepare
 from harness.data import MicroBatches
 from harness.model import Transformer
+from harness.module import LanguageModel
 from harness.optimizers.combined import CombinedOptimizer, build_optimizer
 from harness.optimizers.config import MuonConfig
-from harness.record import RunFolder, read_rows
 from harness.shards import open_shard
 from harness.train import train
 from tests.test_optimizers import muon_group, random_weights, set_gradients
 
 MICRO_BATCH_TOKENS = 2048
+WARM_UP_STEPS, TIMED_STEPS = 3, 100
 
 
 def main() -> None:
@@ -45,21 +51,43 @@ def main() -> None:
 
 
 def training_step(optimizer: str, batch: int, limit: float) -> None:
-    """The quickstart's model through the harness against the plainest loop of the same model, data and optimizer."""
-    run, steps = quickstart_run(optimizer, batch), 98_304 // batch
-    with tempfile.TemporaryDirectory() as scratch:
-        folders = iter(range(1000))
+    """The quickstart's model through the harness against the plainest loop of the same model, data and optimizer.
 
-        def harness() -> float:
-            folder = Path(scratch) / str(next(folders))
-            machine = MachineConfig(accelerator="cpu", threads=1, max_micro_batch_tokens=MICRO_BATCH_TOKENS)
-            with contextlib.redirect_stdout(io.StringIO()):  # the routing table, which a run's log keeps
-                train(run, machine, folder)
-            seconds = read_rows(RunFolder(folder).evaluations)[-1]["train_seconds"]
-            assert isinstance(seconds, float)
-            return seconds
+    After each step of the harness comes one of the plain loop, so that both meet the same weather.
+    """
+    run = quickstart_run(optimizer, batch)
+    interleaved = Interleaved(plain_steps(run))
 
-        report(f"training step, {optimizer}, {batch} tokens", harness, lambda: plain_loop(run), limit, 9, steps)
+    def with_plain_steps(*arguments: Any) -> pl.Trainer:
+        *others, callbacks = arguments
+        return build_trainer(*others, [*callbacks, interleaved])
+
+    build_trainer = harness.train._trainer
+    machine = MachineConfig(accelerator="cpu", threads=1, max_micro_batch_tokens=MICRO_BATCH_TOKENS)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch("harness.train._trainer", with_plain_steps),
+        contextlib.redirect_stdout(io.StringIO()),  # the routing table, which a run's log keeps
+    ):
+        train(run, machine, Path(folder))
+    report(f"training step, {optimizer}, {batch} tokens", interleaved.times[WARM_UP_STEPS:], limit)
+
+
+class Interleaved(StepCallback):
+    """Times each step of the harness from its batch to the end of its callbacks, then a step of the plain loop."""
+
+    def __init__(self, plain: Iterator[None]) -> None:
+        self.times: list[tuple[float, float]] = []
+        self._plain = plain
+        self._since = 0.0
+
+    def on_train_start(self, *_: Any) -> None:
+        self._since = time.perf_counter()
+
+    def on_step_end(self, trainer: pl.Trainer, module: LanguageModel) -> None:  # noqa: ARG002
+        harness_seconds = time.perf_counter() - self._since
+        self.times.append((harness_seconds, seconds_of(lambda: next(self._plain))))
+        self._since = time.perf_counter()
 
 
 def quickstart_run(optimizer: str, batch: int) -> RunConfig:
@@ -72,21 +100,20 @@ def quickstart_run(optimizer: str, batch: int) -> RunConfig:
             "model": {"preset": "115k", "vocab_size": prepared.vocab_size},
             "optimizer": {"name": optimizer, "peak_lr": 0.01},
             "global_batch_tokens": batch,
-            "token_budget": 98_304,
+            "token_budget": (WARM_UP_STEPS + TIMED_STEPS) * batch,
             "evaluation": {"tokens": 2048, "first_mark_tokens": 10**9},
         },
         "benchmark",
     )
 
 
-def plain_loop(run: RunConfig) -> float:
-    """Return the seconds of all steps, without evaluation, averaging, records or checkpoints."""
+def plain_steps(run: RunConfig) -> Iterator[None]:
+    """Train a step at a time, without evaluation, averaging, records or checkpoints."""
     plan = plan_batch(run.global_batch_tokens, run.model.sequence_length, 1, MICRO_BATCH_TOKENS)
     data = MicroBatches(open_shard(prepare(run.corpus).folder, "train"), plan, run.steps, run.data_seed)
     network = Transformer(run.model)
     network.initialise(0)
     optimizer = plain_optimizer(network, run)
-    start = time.perf_counter()
     for step in range(run.steps):
         for number in range(plan.accumulation):
             tokens = data[step * plan.accumulation + number]
@@ -95,7 +122,7 @@ def plain_loop(run: RunConfig) -> float:
             loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    return time.perf_counter() - start
+        yield
 
 
 def plain_optimizer(network: Transformer, run: RunConfig) -> torch.optim.Optimizer:
@@ -114,8 +141,8 @@ def muon_step(width: int, layers: int, limit: float, pairs: int) -> None:
     set_gradients(theirs, 0)
     optimizer = muon_group(ours, MuonConfig(peak_lr=0.02))
     reference = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
-    name = f"Muon step, d{width} L{layers}, against torch.optim.Muon"
-    report(name, lambda: seconds_of(optimizer.step), lambda: seconds_of(reference.step), limit, pairs, 1)
+    times = [(seconds_of(optimizer.step), seconds_of(reference.step)) for _ in range(pairs + 1)][1:]
+    report(f"Muon step, d{width} L{layers}, against torch.optim.Muon", times, limit)
 
 
 def start_up() -> None:
@@ -134,14 +161,10 @@ def seconds_of(act: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def report(
-    name: str, ours: Callable[[], float], theirs: Callable[[], float], limit: float, pairs: int, steps: int
-) -> None:
-    """Print the ratio of ours to theirs; the first pair warms up and is not counted."""
-    times = [(ours(), theirs()) for _ in range(pairs + 1)][1:]
-    ratios = sorted(a / b for a, b in times)
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    milliseconds = 1e3 * statistics.median(a for a, _ in times) / steps
+def report(name: str, times: list[tuple[float, float]], limit: float) -> None:
+    """Print the ratio of ours to theirs over pairs of seconds."""
+    low, middle, high = statistics.quantiles((ours / theirs for ours, theirs in times), n=4)
+    milliseconds = 1e3 * statistics.median(ours for ours, _ in times)
     print(f"{name:<52} {middle:6.3f} [{low:.3f}, {high:.3f}]   {milliseconds:9.2f} ms   (limit {limit})", flush=True)
 
 

@@ -16,9 +16,7 @@ def test_tokens_of_any_other_number_show_decimals_that_no_binary_number_has(toke
     assert fmt.tokens(tokens) == text
 
 
-@pytest.mark.parametrize(
-    ("value", "text"), [(0.02, "0.02"), (500, "500"), (1000, "1K"), (50_000, "50K"), (2e6, "2M")]
-)
+@pytest.mark.parametrize(("value", "text"), [(0.02, "0.02"), (500, "500"), (1000, "1K"), (50_000, "50K"), (2e6, "2M")])
 def test_tick_is_a_round_decimal_number_without_zeros(value, text):
     assert fmt.tick(value) == text
 
