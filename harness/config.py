@@ -210,9 +210,7 @@ class RunConfig(Frozen):
 
     @property
     def protocol(self) -> str:
-        """How the losses of this run's curve may be matched to tokens: SCIENCE protocols, one per schedule and
-        averaging.
-        """
+        """How the losses of this curve may be matched to tokens; results/README.md defines each protocol."""
         if self.schedule.kind != "constant":
             return "mid_schedule"
         return "constant_raw" if self.averaging.kind == "none" else "constant_ema"

@@ -91,7 +91,7 @@ def test_rate_verdict_follows_from_the_interval(
 
 
 def test_rate_verdict_rarely_blames_the_grid_for_flat_centred_optima() -> None:
-    """By argmin an edge would win in 45 of 100 (SCIENCE, section 6)."""
+    """By argmin an edge would win in 45 of 100."""
     flat = {"adamw": Planted(curvature=0.02)}
     verdicts: list[str] = []
     for draw in range(25):

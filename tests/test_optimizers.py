@@ -31,7 +31,7 @@ def reference_newton_schulz(update: Tensor, coefficients: str) -> Tensor:
 
 
 def reference_muon(weight: Tensor, gradients: list[Tensor], config: MuonConfig) -> Tensor:
-    """Muon as in OPTIMIZERS, in float64."""
+    """Muon as it is written down: momentum, Newton–Schulz, scale and decay, in float64."""
     weight, momentum = weight.double(), torch.zeros_like(weight, dtype=torch.float64)
     assert isinstance(config.momentum, float)
     for gradient in gradients:
