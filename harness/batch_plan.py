@@ -23,10 +23,6 @@ class BatchPlan:
     def micro_batch_tokens(self) -> int:
         return self.micro_batch_sequences * self.sequence_length
 
-    @property
-    def global_batch_sequences(self) -> int:
-        return self.global_batch_tokens // self.sequence_length
-
 
 def plan_batch(global_batch_tokens: int, sequence_length: int, devices: int, max_micro_batch_tokens: int) -> BatchPlan:
     """Split the batch; the micro-batch is the largest exact divisor at or below `max_micro_batch_tokens`.

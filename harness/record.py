@@ -37,7 +37,7 @@ EVALUATION_COLUMNS: dict[str, Column] = {
     ),
     "eval_seconds": Column(float, "s", "time inside evaluations"),
     "other_seconds": Column(float, "s", "start-up, compilation and checkpoints"),
-    "learning_rate": Column(float, "", "peak-group learning rate of the last step"),
+    "learning_rate": Column(float, "", "scheduled learning rate of the last step, before any lr_multiplier"),
     "train_loss_nats": Column(float, "nats/token", "mean training loss since the previous row, on fresh batches"),
     "val_loss_nats": Column(float, "nats/token", "validation loss of the raw weights"),
     "val_loss_averaged_nats": Column(
@@ -154,7 +154,7 @@ class RunFolder:
 
     @property
     def progress(self) -> Path:
-        """step, tokens_seen, tokens_per_second, updated_at (unix seconds): rewritten about once a second."""
+        """step, tokens_seen, tokens_per_second: rewritten about once a second."""
         return self.path / "progress.json"
 
     @property

@@ -125,11 +125,6 @@ def read_index(folder: Path) -> ShardIndex:
     return index
 
 
-def verify(folder: Path) -> None:
-    """Compare the whole content of the shards with the index. Raises: ValueError naming the damaged file."""
-    _verify(folder, read_index(folder))
-
-
 def open_shard(folder: Path, split: Split) -> Tokens:
     """Map the tokens of a split into memory, read-only."""
     index = read_index(folder)

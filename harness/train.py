@@ -19,6 +19,7 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from torch import Tensor
 
+from harness import STOPPED
 from harness.batch_plan import BatchPlan, plan_batch
 from harness.callbacks.averaging import WeightAverage
 from harness.callbacks.clocks import Clocks
@@ -34,9 +35,6 @@ from harness.module import LanguageModel
 from harness.provenance import describe_run, uses_gpu
 from harness.record import RunFolder, Value, read_json
 from harness.schedule import evaluation_marks
-
-#: Exit status of a run that a signal stopped after its checkpoint (sysexits.h: try again later).
-STOPPED = 75
 
 
 def train(run: RunConfig, machine: MachineConfig, folder: Path, corpus_cache: Path | None = None) -> str:
@@ -133,7 +131,7 @@ def _environment() -> ClusterEnvironment:
 
 
 def _leave_sigterm_alone(trainer: pl.Trainer) -> None:
-    """Drop the flag that Lightning sends around the ranks every micro-batch (upstream issue 21487); `Checkpoints` has
+    """Drop the flag that Lightning sends around the ranks every micro-batch (Lightning issue 21487); `Checkpoints` has
     its own.
     """
     loop: Any = trainer.fit_loop.epoch_loop

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def plan(options: argparse.Namespace) -> int:
-    """Print what a sweep would do. Nothing is written."""
+    """Print what a sweep would do; nothing is written but the corpus cache."""
     from sweeps.plan import as_json, as_table
 
     planned, *_ = _planned(options)

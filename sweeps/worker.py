@@ -17,14 +17,12 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from harness import STOPPED
 from harness.config import MachineConfig, RunConfig
 from harness.record import RunFolder
 from sweeps.store import State, claim, read_machine, read_run, record_failure, remove_broken_record, result_state
 
 Train = Callable[[RunConfig, MachineConfig, Path], str]
-
-#: Exit status of a worker that was told to stop (sysexits.h: try again later).
-STOPPED = 75
 
 _LONGEST_REASON = 300
 

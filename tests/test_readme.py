@@ -1,6 +1,7 @@
 """What the README tells a reader to type works."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ def test_sweep_of_the_readme_can_be_planned(
     write_text(tmp_path / "texts", files=5000)
     (tmp_path / "mine.yaml").write_text(sweep)
     assert main(["plan", "mine.yaml"]) == 0
+    (printed,) = re.findall(r"critbatch run mine.yaml (--set .*)", README)
+    assert main(["plan", "mine.yaml", *shlex.split(printed)]) == 0
     shown = capsys.readouterr().out
     assert "mine" in shown
     assert "48" in shown  # two optimizers, four batches, three rates, two seeds

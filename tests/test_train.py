@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from harness import STOPPED
 from harness.batch_plan import plan_batch
 from harness.callbacks.interruption import Interrupted
 from harness.config import SCIENCE_VERSION, MachineConfig, RunConfig
@@ -22,7 +23,7 @@ from harness.model import Transformer
 from harness.module import LanguageModel
 from harness.record import EVALUATION_COLUMNS, RUN_COLUMNS, RunFolder, read_json, read_rows
 from harness.shards import open_shard
-from harness.train import STOPPED, train
+from harness.train import train
 from tests.runs import tiny_run
 
 CLOCKS = {"train_seconds", "train_cpu_seconds", "eval_seconds", "other_seconds"}

@@ -32,7 +32,6 @@ class Progress(StepCallback):
             "step": step,
             "tokens_seen": step * batch,
             "tokens_per_second": (step - self._step) * batch / elapsed,
-            "updated_at": time.time(),
         }
         write_json(self._folder.progress, content, durable=False)
         self._since, self._step = time.monotonic(), step
