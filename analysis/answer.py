@@ -136,7 +136,7 @@ def _favours(row: Row) -> str:
 
 
 def _tokens_in_short(found: _AtTarget, name: str) -> str:
-    """Say over all batches who needs how many times fewer tokens, and where that is open."""
+    """Say over all batches who takes how many times the tokens of the other, and where that is open."""
     rows, names = found.ratios_of(name), (fmt.optimizer_name(name), fmt.optimizer_name(found.baseline))
     said = [
         f"{_claim(side, own, *names)} {_places(own, found.sizes)}"
@@ -154,7 +154,7 @@ def _claim(side: str, rows: list[Row], challenger: str, baseline: str) -> str:
     favoured, other = (challenger, baseline) if side == "challenger" else (baseline, challenger)
     times = sorted(row["token_ratio"] if side == "challenger" else 1 / row["token_ratio"] for row in rows)
     ends = dict.fromkeys(f"{ratio:.2f}" for ratio in (times[0], times[-1]))
-    return f"{favoured} needs {' to '.join(ends)} times fewer tokens than {other}"
+    return f"{other} takes {' to '.join(ends)} times the tokens of {favoured}"
 
 
 def _places(rows: list[Row], sizes: list[int]) -> str:

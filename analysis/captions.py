@@ -21,22 +21,23 @@ FIGURES: dict[str, Caption] = {
         size. Flat is perfect scaling: twice the batch, half the steps. The star marks the critical batch, where
         twice the least tokens are spent; a hollow marker carries a caveat. Right: time against compute to the same
         target. The open points are projected over device counts by the cost model below, not measured; they carry no
-        interval. Lower and further left is better.""",
+        interval. At the ends of a line stands batch × devices, where there is room. Lower and further left is
+        better.""",
         ("cells", "fit_curves", "critical_batches", "frontier"),
     ),
     "tokens_to_target": Caption(
         "Tokens to target",
         """Each point is the geometric mean over the runs at the learning rate chosen for its batch, with its
         {level} interval; seed noise is pooled over batches. Curve and band: T(B) = T_min (1 + B / B_crit), least
-        squares on log T. The star is B_crit at 2 T_min, its bar the {level} interval. An arrow at the top edge:
-        not every run reached the target; at the bottom edge: reached before the first evaluation. A hollow marker
+        squares on log T. The star is B_crit at 2 T_min, the bar across it its {level} interval. An arrow at the top:
+        not every run reached the target; at the bottom: reached before the first evaluation. A hollow marker
         carries a caveat: the table's verdict and reason say which.""",
         ("cells", "fit_curves", "critical_batches"),
     ),
     "steps_to_target": Caption(
         "Steps to target",
         """The same numbers divided by the batch: S = T / B. The curve falls as 1 / B below the critical batch and
-        flattens towards S_min above it, where more data in a step no longer saves steps. A hollow marker carries a
+        flattens towards S_min above it, where more data in a step saves hardly any steps. A hollow marker carries a
         caveat: the table's verdict and reason say which.""",
         ("cells", "fit_curves", "critical_batches"),
     ),
@@ -63,24 +64,25 @@ FIGURES: dict[str, Caption] = {
     ),
     "loss_curves": Caption(
         "Loss against tokens",
-        """Validation loss of every run at the chosen learning rate, a line per seed, of the weights that the
-        protocol reads (averaged for constant_ema). Thin lines are the target losses.""",
+        """Validation loss of every run at the chosen learning rate, of the grid and with fresh seeds, a line per seed,
+        of the weights that the protocol reads (averaged for constant_ema). A bump at a large batch is the end of
+        warmup; losses above those after the largest warmup are cut off. Thin lines are the target losses.""",
         ("evaluations", "cells"),
     ),
     "learning_rates": Caption(
         "Learning rates",
-        """Upper panels: tokens to the target at each rate of the grid, the geometric mean over seeds. An arrow in
+        """Upper panels: tokens to the target at each rate of the grid, the geometric mean over seeds; the line is the
+        fitted quadratic in log rate, whose curvature is pooled over batches; a ring, the chosen rate. An arrow in
         the colour of its batch: at the top edge, a run fell short at this rate; at the bottom edge, runs were at the
-        target at their first evaluation. Lower panels: each batch's optimum
-        with its {level} interval, from a quadratic in log rate whose curvature is pooled over batches; open where it is
-        not identified or at the grid's edge.""",
+        target at their first evaluation. Lower panels: each batch's optimum, the lowest point of its quadratic, with
+        its {level} interval; open where it is not identified or at the grid's edge.""",
         ("rates", "cells"),
     ),
     "equal_budget": Caption(
         "Loss at equal tokens",
         """Validation loss after the same number of training tokens, at marks beyond the warmup of every run; mean
         over the runs at the chosen rate with its {level} interval. Intermediate marks lie on the way of longer
-        runs.""",
+        runs. Of marks less than a factor of two apart the last is drawn.""",
         ("equal_budget",),
     ),
 }

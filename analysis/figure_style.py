@@ -134,28 +134,36 @@ class OrderedStyle:
 def panels(number: int, *, share: bool = True, note_lines: int = 0) -> tuple[Figure, list[Axes]]:
     """Return a figure of `number` panels in rows of three, with room for notes above and a legend at the right.
 
-    `share` gives all panels the same axes.
+    `share` gives all panels the same axes; the ticks of y are then labelled once a row.
     """
     figure, columns, rows = _sheet(number, PANEL_HEIGHT_INCHES + note_lines * NOTE_LINE_POINTS / 72)
     axes = list(figure.subplots(rows, columns, sharex=share, sharey=share, squeeze=False).flat)
     for spare in axes[number:]:
         spare.remove()
     for ax in axes[:number]:
-        ax.tick_params(labelleft=True, labelbottom=True)
+        ax.tick_params(labelbottom=True)
     return figure, axes[:number]
 
 
 def panels_with_strips(number: int) -> tuple[Figure, list[tuple[Axes, Axes]]]:
-    """Return a figure of `number` panels, each over a lower strip that shares its x axis."""
+    """Return a figure of `number` panels that share their y axes, each over a lower strip that shares its x axis."""
     figure, columns, rows = _sheet(number, 1.6 * PANEL_HEIGHT_INCHES)
-    grid, pairs = figure.add_gridspec(rows, columns), []
+    grid, pairs = figure.add_gridspec(2 * rows, columns, height_ratios=(2.4, 1) * rows), list[tuple[Axes, Axes]]()
     for place in range(number):
-        halves = grid[place // columns, place % columns].subgridspec(2, 1, height_ratios=(2.4, 1))
-        upper = figure.add_subplot(halves[0])
-        lower = figure.add_subplot(halves[1], sharex=upper)
-        upper.tick_params(labelbottom=False)
+        row, column = 2 * (place // columns), place % columns
+        beside = pairs[0] if pairs else (None, None)
+        upper = figure.add_subplot(grid[row, column], sharey=beside[0])
+        lower = figure.add_subplot(grid[row + 1, column], sharex=upper, sharey=beside[1])
+        upper.tick_params(labelbottom=False, labelleft=column == 0)
+        lower.tick_params(labelleft=column == 0)
         pairs.append((upper, lower))
     return figure, pairs
+
+
+def y_label(axes: Sequence[Axes], text: str) -> None:
+    """Label the y axis that panels share once a row."""
+    for ax in axes[::MAX_PANEL_COLUMNS]:
+        ax.set_ylabel(text)
 
 
 def in_words(message: str) -> Figure:
@@ -205,9 +213,15 @@ def batch_axis(ax: Axes, batches: Sequence[int]) -> None:
 
 
 def log_axis(
-    ax: Axes, which: Literal["x", "y"], write: Callable[[float], str] = fmt.tick, headroom: float = 0.0
+    ax: Axes,
+    which: Literal["x", "y"],
+    write: Callable[[float], str] = fmt.tick,
+    headroom: float = 0.0,
+    footroom: float = 0.0,
 ) -> None:
-    """Set up a log axis with ticks at 1, 2 and 5, over at least a factor of five; `headroom` is a share of its length.
+    """Set up a log axis with ticks at 1, 2 and 5, over at least a factor of five.
+
+    `headroom` and `footroom` are added to its ends, as shares of its length.
 
     Axes that are shared are set up once, through any of their panels. An axis without data loses its ticks.
     """
@@ -218,7 +232,7 @@ def log_axis(
         return
     widen = max(1.0, (5.0 / (high / low)) ** 0.5)
     low, high = low / widen, high * widen
-    ax.set(**{f"{which}lim": (low, high * (high / low) ** headroom)})
+    ax.set(**{f"{which}lim": (low * (low / high) ** footroom, high * (high / low) ** headroom)})
     axis = ax.xaxis if which == "x" else ax.yaxis
     axis.set_major_locator(LogLocator(10, subs=(1, 2, 5) if high / low < 300 else (1,), numticks=30))
     axis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
@@ -231,6 +245,11 @@ def side_legend(figure: Figure, handles: Sequence[Any], title: str | None = None
         handles=list(handles), title=title, loc="outside right upper", fontsize="small", title_fontsize="small"
     )
     legend.set_alignment("left")
+
+
+def legend_heading(text: str) -> Line2D:
+    """Return a legend entry that is a heading over those that follow it."""
+    return Line2D([], [], ls="", label=rf"$\bf{{{text}}}$")
 
 
 def cue(label: str, **style: Any) -> Line2D:

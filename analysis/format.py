@@ -25,6 +25,19 @@ _VERDICTS = {
     "few_points": "too few points",
     "refused": "an input is missing",
 }
+_SHORT_VERDICTS = {
+    "mid_schedule": "mid-schedule",
+    "edge_of_grid": "edge of rates",
+    "single_rate": "one rate",
+    "warmup_confounded": "near warmup",
+    "censored": "some fell short",
+    "reached_at_first_eval": "at target at once",
+    "not_identified": "not bracketed",
+    "non_monotone": "not monotone",
+    "misfit": "misfit",
+    "few_points": "too few points",
+    "refused": "input missing",
+}
 _TOKEN_SUFFIXES = ("", "K", "M", "B", "T")
 _SI_SUFFIXES = ("", "K", "M", "G", "T", "P", "E", "Z", "Y")
 
@@ -107,6 +120,11 @@ def estimate(row: Mapping[str, Any], name: str) -> str:
 def verdict(name: str) -> str:
     """Write a verdict's identifier in words: `edge_of_grid` is `best learning rate at the edge of those tried`."""
     return _VERDICTS.get(name, name.replace("_", " "))
+
+
+def short_verdict(name: str) -> str:
+    """Write a verdict in the few words that a figure has room for: `warmup_confounded` is `near warmup`."""
+    return _SHORT_VERDICTS.get(name, verdict(name))
 
 
 def judged(row: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ An estimate that is missing is said in words, in its panel or instead of the fig
 nothing else.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ from analysis.targets import curves
 
 FITTED_DEFINITION = "emin_over_smin"
 
+_QUANTITY_LABELS = {"tokens_to_target": "Tokens to target", "steps_to_target": "Optimizer steps to target"}
 _COST_LABELS = {"device_seconds": "Device-seconds to target", "train_flops": "Training FLOPs to target"}
 _ON_FRONTIER = {"device_seconds": "on_frontier", "train_flops": "on_flops_frontier"}
 
@@ -37,9 +39,11 @@ def loss_curves(estimates: Estimates) -> Figure:
             own = chosen.filter(pl.col("optimizer") == name)
             panels.loss_curves(ax, own, batches) if own.height else style.empty_panel(ax, "no run yet")
             style.heading(ax, fmt.optimizer_name(name))
-            ax.set(xlabel="Training tokens", ylabel="Validation loss (nats/token)")
-            for target in estimates.records.manifest.targets_nats:
-                ax.axhline(target, color=style.MUTED, lw=0.6, zorder=0)
+            ax.set(xlabel="Training tokens", ylabel="")
+        axes[0].set_ylim(top=_largest_after_warmup(estimates, chosen))
+        for ax in axes:
+            panels.target_lines(ax, estimates.records.manifest.targets_nats)
+        style.y_label(axes, "Validation loss (nats/token)")
         style.log_axis(axes[0], "x")
         handles = batches.handles(fmt.tokens, batches.values)
         cue = style.cue("target losses", color=style.MUTED, ls="-", lw=0.6)
@@ -67,13 +71,17 @@ def learning_rates(estimates: Estimates) -> Figure:
         optimizers, batches = _optimizers(estimates), OrderedStyle(_values(rates, "global_batch_tokens"))
         figure, pairs = style.panels_with_strips(len(optimizers.names))
         for (upper, lower), name in zip(pairs, optimizers.names, strict=True):
-            panels.rate_curves(upper, rates.filter(pl.col("optimizer") == name), batches)
-            panels.optima(lower, cells.filter(pl.col("optimizer") == name), batches)
+            own_rates, own_cells = (frame.filter(pl.col("optimizer") == name) for frame in (rates, cells))
+            panels.rate_curves(upper, own_rates, batches)
+            panels.chosen_rates(upper, own_cells, own_rates)
+            panels.optima(lower, own_cells, batches)
             style.heading(upper, f"{fmt.optimizer_name(name)}, target {fmt.loss(target)} nats/token")
             style.log_axis(lower, "x")
-            style.log_axis(upper, "y", headroom=panels.HEADROOM)
-            upper.set(ylabel="Tokens to target")
             lower.set(xlabel="Peak learning rate")
+        uppers, lowers = zip(*pairs, strict=True)
+        style.log_axis(uppers[0], "y", headroom=panels.HEADROOM)
+        style.y_label(uppers, "Tokens to target")
+        style.y_label(lowers, "Batch (tokens)")
         handles = [*batches.handles(fmt.tokens, batches.values), *_rate_cues(rates, cells)]
         style.side_legend(figure, handles, "Global batch (tokens)")
     return figure
@@ -95,11 +103,10 @@ def token_ratios(estimates: Estimates) -> Figure:
             panels.ratios(ax, drawn.filter(pl.col("challenger") == name), targets)
             notes = [_trend_note(estimates, name, target) for target in targets.values]
             style.heading(ax, f"{baseline} over {fmt.optimizer_name(name)}", notes)
-            ax.set_ylabel("Token ratio at equal loss")
             style.batch_axis(ax, _values(estimates.cells, "global_batch_tokens"))
+        style.y_label(axes, "Token ratio at equal loss")
         cues = _occurring(
-            (style.cue("equal tokens", ls="-", lw=0.8), True),
-            (style.cue("interval", ls="-", lw=1.1), _any_interval(drawn, "token_ratio")),
+            (_interval_cue(estimates), _any_interval(drawn, "token_ratio")),
             (_caveat_cue(), _any_caveat(drawn)),
         )
         handles = [*targets.handles(fmt.loss, _values(drawn, "target_loss_nats")), *cues]
@@ -136,9 +143,9 @@ def equal_budget(estimates: Estimates) -> Figure:
                 )
             style.heading(ax, f"after {fmt.tokens(budget)} tokens")
             style.batch_axis(ax, _values(estimates.equal_budget, "global_batch_tokens"))
-            ax.set_ylabel("Validation loss (nats/token)")
+        style.y_label(axes, "Validation loss (nats/token)")
         drawn = estimates.equal_budget.filter(pl.col("tokens").is_in(budgets))
-        cues = _occurring((style.cue("interval", ls="-", lw=1.1), _any_interval(drawn, "val_loss_nats")))
+        cues = _occurring((_interval_cue(estimates), _any_interval(drawn, "val_loss_nats")))
         style.side_legend(figure, [*optimizers.handles(_values(drawn, "optimizer")), *cues])
     return figure
 
@@ -152,17 +159,21 @@ def headline(estimates: Estimates) -> Figure:
         optimizers, points = _optimizers(estimates), _frontier_points(estimates, target)
         figure, (left, right) = style.panels(2, share=False, note_lines=len(optimizers.names))
         _draw_target(left, estimates, target, "tokens_to_target", optimizers)
+        left.set_ylabel(_QUANTITY_LABELS["tokens_to_target"])
         style.log_axis(left, "y", headroom=panels.HEADROOM)
         _draw_frontier(right, points, "device_seconds", optimizers)
-        _frontier_axes(right, "device_seconds")
+        right.set_ylabel(_COST_LABELS["device_seconds"])
+        _frontier_axes(right, "device_seconds", label_room=0.24)
+        panels.frontier_ends(right, points, "device_seconds", optimizers)
         notes = _critical_notes(estimates, target)
         style.heading(left, f"Tokens to {fmt.loss(target)} nats/token", notes)
-        over = f"to {fmt.loss(target)} nats/token, over device counts"
+        over = f"to {fmt.loss(target)} nats/token; at the ends: batch × devices"
         style.heading(right, "Projected frontier", [over], lines=len(style.wrapped(notes)))
         cells = estimates.cells.filter(pl.col("target_loss_nats") == target)
         handles = optimizers.handles({*cells["optimizer"], *points["optimizer"]})
-        cues = [*_fit_cues(estimates, [target], left, "left: "), *_frontier_cues(points, "device_seconds", "right: ")]
-        style.side_legend(figure, [*handles, *cues])
+        tokens, frontier = _fit_cues(estimates, [target], left), _frontier_cues(points, "device_seconds")
+        blocks = [*_block("Tokens", tokens), *_block("Frontier", frontier)]
+        style.side_legend(figure, [*handles, *blocks])
     return figure
 
 
@@ -178,6 +189,7 @@ def _to_target(estimates: Estimates, quantity: str) -> Figure:
         for ax, target, own in zip(axes, targets, notes, strict=True):
             _draw_target(ax, estimates, target, quantity, optimizers)
             style.heading(ax, f"target {fmt.loss(target)} nats/token", own, lines)
+        style.y_label(axes, _QUANTITY_LABELS[quantity])
         style.log_axis(axes[0], "y", headroom=panels.HEADROOM)
         handles = optimizers.handles(_values(estimates.cells, "optimizer"))
         style.side_legend(figure, [*handles, *_fit_cues(estimates, targets, axes[0])])
@@ -200,7 +212,6 @@ def _draw_target(ax: Axes, estimates: Estimates, target: float, quantity: str, o
     if cells[quantity].is_null().all():
         unknown = set(cells["verdict"]) & {"reached_at_first_eval", "censored"}
         style.empty_panel(ax, "no tokens to this target\ncan be told" if unknown else "no run reached this target")
-    ax.set_ylabel("Tokens to target" if quantity == "tokens_to_target" else "Optimizer steps to target")
 
 
 def _with_step_intervals(cells: pl.DataFrame) -> pl.DataFrame:
@@ -218,9 +229,8 @@ def _frontier(estimates: Estimates, cost: str) -> Figure:
         figure, axes = style.panels(len(targets))
         for ax, target in zip(axes, targets, strict=True):
             _draw_frontier(ax, _frontier_points(estimates, target), cost, optimizers)
-            style.heading(
-                ax, f"target {fmt.loss(target)} nats/token", ["projected over device counts; measured if filled"]
-            )
+            style.heading(ax, f"target {fmt.loss(target)} nats/token")
+        style.y_label(axes, _COST_LABELS[cost])
         _frontier_axes(axes[0], cost)
         handles = optimizers.handles(_values(estimates.frontier, "optimizer"))
         style.side_legend(figure, [*handles, *_frontier_cues(estimates.frontier, cost)])
@@ -228,16 +238,17 @@ def _frontier(estimates: Estimates, cost: str) -> Figure:
 
 
 def _draw_frontier(ax: Axes, points: pl.DataFrame, cost: str, optimizers: OptimizerStyle) -> None:
-    ax.set(xlabel="Time to target (s)", ylabel=_COST_LABELS[cost])
+    ax.set_xlabel("Time to target (s)")
     if points.is_empty():
         style.empty_panel(ax, "no run reached this target")
         return
     panels.frontier(ax, points.with_columns(on_frontier=_ON_FRONTIER[cost]), cost, optimizers)
 
 
-def _frontier_axes(ax: Axes, cost: str) -> None:
-    style.log_axis(ax, "x", "{:g}".format)
-    style.log_axis(ax, "y", "{:g}".format if cost == "device_seconds" else fmt.tick_flops)
+def _frontier_axes(ax: Axes, cost: str, label_room: float = 0.0) -> None:
+    write = "{:g}".format if cost == "device_seconds" else fmt.tick_flops
+    style.log_axis(ax, "x", "{:g}".format, footroom=label_room)
+    style.log_axis(ax, "y", write, headroom=label_room / 4, footroom=label_room / 2)
 
 
 def _chosen_curves(estimates: Estimates) -> pl.DataFrame:
@@ -250,6 +261,13 @@ def _chosen_curves(estimates: Estimates) -> pl.DataFrame:
     return drawn.join(chosen.select(*cell, peak_lr="best_lr"), on=[*cell, "peak_lr"], how="semi", maintain_order="left")
 
 
+def _largest_after_warmup(estimates: Estimates, chosen: pl.DataFrame) -> float | None:
+    """Return an upper end for the losses: a little above the largest one that follows the largest warmup."""
+    warmup = max(estimates.records.runs["warmup_tokens"].drop_nulls(), default=0)
+    after = chosen.filter(pl.col("tokens_seen") >= warmup, pl.col("loss_nats").is_finite())
+    return None if after.is_empty() else float(after["loss_nats"].max()) * 1.02  # type: ignore[arg-type]
+
+
 def _critical_notes(estimates: Estimates, target: float) -> list[str]:
     """Return one line an optimizer: its critical batch with its interval, or why there is none."""
     rows = _fitted(estimates).filter(pl.col("target_loss_nats") == target)
@@ -258,11 +276,16 @@ def _critical_notes(estimates: Estimates, target: float) -> list[str]:
 
 
 def _critical_note(name: str, row: dict[str, Any] | None) -> str:
-    verdict = "not estimated" if row is None else fmt.verdict(row["verdict"])
+    verdict = "not estimated" if row is None else _short_verdict(row)
     if row is None or row["critical_batch_tokens"] is None:
         return f"{fmt.optimizer_name(name)}: no $B_{{crit}}$, {verdict}"
     caveat = "" if verdict == "ok" else f" ({verdict})"
     return f"{fmt.optimizer_name(name)}: $B_{{crit}}$ {fmt.estimate(row, 'critical_batch_tokens')}{caveat}"
+
+
+def _short_verdict(row: dict[str, Any]) -> str:
+    probability = f", p = {row['lack_of_fit_p']:.1g}" if row["verdict"] == "misfit" else ""
+    return fmt.short_verdict(row["verdict"]) + probability
 
 
 def _trend_note(estimates: Estimates, challenger: str, target: float) -> str:
@@ -276,9 +299,13 @@ def _trend_note(estimates: Estimates, challenger: str, target: float) -> str:
 
 
 def _budgets(equal_budget: pl.DataFrame) -> list[int]:
-    """Return the smallest, the middle and the largest of the token marks that the most cells share."""
+    """Return the smallest, the middle and the largest of the token marks that the most cells share.
+
+    Of marks less than a factor of two apart the last one counts: two panels would show the same.
+    """
     shared = equal_budget.group_by("tokens").agg(num=pl.struct("optimizer", "global_batch_tokens").n_unique())
     marks = sorted(shared.filter(pl.col("num") == pl.col("num").max())["tokens"])
+    marks = [mark for mark, after in zip(marks, [*marks[1:], math.inf], strict=False) if after >= 2 * mark]
     return sorted({marks[0], marks[len(marks) // 2], marks[-1]}) if marks else []
 
 
@@ -314,7 +341,7 @@ def _nothing_reached(estimates: Estimates) -> str:
     return f"No run has reached a target loss yet (targets: {targets} nats/token)."
 
 
-def _fit_cues(estimates: Estimates, targets: list[float], ax: Axes, place: str = "") -> list[Any]:
+def _fit_cues(estimates: Estimates, targets: list[float], ax: Axes) -> list[Any]:
     """Explain what the panels of these targets hold; `ax` is one of them, beyond whose ends no B_crit is drawn."""
     cells, fits, criticals = (
         frame.filter(pl.col("target_loss_nats").is_in(targets))
@@ -322,22 +349,22 @@ def _fit_cues(estimates: Estimates, targets: list[float], ax: Axes, place: str =
     )
     on_axis = criticals.filter(pl.col("critical_batch_tokens").is_between(*ax.get_xlim()))
     reached, early = pl.col("tokens_to_target").is_not_null(), pl.col("verdict") == "reached_at_first_eval"
-    band = Patch(color=style.MUTED, alpha=0.3, lw=0, label=f"{place}fit, {estimates.level:.0%} interval")
+    band = Patch(color=style.MUTED, alpha=0.3, lw=0, label=f"fit, {estimates.level:.0%} interval")
     return _occurring(
         (band, _any_interval(fits, "tokens_to_target")),
-        (style.cue(f"{place}$B_{{crit}}$, interval", marker="*", ms=10), on_axis.height > 0),
-        (_caveat_cue(place), _any_caveat(cells.filter(reached)) or _any_caveat(on_axis)),
-        (style.cue(f"{place}not reached by all", marker=panels.UP, ms=8), cells.filter(~reached & ~early).height > 0),
-        (_at_once_cue(place), cells.filter(early).height > 0),
+        (style.cue("$B_{crit}$, interval", marker="*", ms=10), on_axis.height > 0),
+        (_caveat_cue(), _any_caveat(cells.filter(reached)) or _any_caveat(on_axis)),
+        (style.cue("not reached by all", marker=panels.UP, ms=8), cells.filter(~reached & ~early).height > 0),
+        (_at_once_cue(), cells.filter(early).height > 0),
     )
 
 
-def _frontier_cues(points: pl.DataFrame, cost: str, place: str = "") -> list[Any]:
+def _frontier_cues(points: pl.DataFrame, cost: str) -> list[Any]:
     measured, edge = pl.col("kind") == "measured", pl.col(_ON_FRONTIER[cost])
-    off = style.cue(f"{place}off the frontier", marker="o", mfc="white", ms=3.5, alpha=0.45)
+    off = style.cue("off the frontier", marker="o", **panels.OFF_FRONTIER)
     return _occurring(
-        (style.cue(f"{place}measured", marker="o"), points.filter(measured).height > 0),
-        (style.cue(f"{place}projected", marker="o", mfc="white"), points.filter(~measured, edge).height > 0),
+        (style.cue("measured", marker="o"), points.filter(measured).height > 0),
+        (style.cue("projected", marker="o", mfc="white"), points.filter(~measured, edge).height > 0),
         (off, points.filter(~measured, ~edge).height > 0),
     )
 
@@ -349,9 +376,16 @@ def _rate_cues(rates: pl.DataFrame, cells: pl.DataFrame) -> list[Any]:
     return _occurring(
         (style.cue("a run fell short", marker=panels.UP, ms=8), unknown.filter(~panels.at_once()).height > 0),
         (_at_once_cue(), unknown.filter(panels.at_once()).height > 0),
+        (style.cue("fitted quadratic", ls="-"), rates["fitted_tokens"].is_not_null().any()),
+        (style.cue("chosen rate", **panels.RING), cells["best_lr"].is_not_null().any()),
         (style.cue("optimum, interval", marker="o", ls="-"), marked.height > 0),
         (_caveat_cue(), doubtful.height > 0),
     )
+
+
+def _block(heading: str, cues: list[Any]) -> list[Any]:
+    """Put a heading over the legend's entries of one panel, if it has any."""
+    return [style.legend_heading(heading), *cues] if cues else []
 
 
 def _occurring(*entries: tuple[Any, bool]) -> list[Any]:
@@ -367,12 +401,16 @@ def _any_caveat(frame: pl.DataFrame) -> bool:
     return frame.filter(pl.col("verdict") != "ok").height > 0
 
 
-def _at_once_cue(place: str = "") -> Any:
-    return style.cue(f"{place}reached before the\nfirst evaluation", marker=panels.DOWN, ms=8)
+def _at_once_cue() -> Any:
+    return style.cue("reached before the\nfirst evaluation", marker=panels.DOWN, ms=8)
 
 
-def _caveat_cue(place: str = "") -> Any:
-    return style.cue(f"{place}with a caveat", marker="o", mfc="white")
+def _interval_cue(estimates: Estimates) -> Any:
+    return style.cue(f"{estimates.level:.0%} interval", ls="-", lw=1.1)
+
+
+def _caveat_cue() -> Any:
+    return style.cue("with a caveat", marker="o", mfc="white")
 
 
 #: Every figure of the report, by the name of its files, in the order of reading.

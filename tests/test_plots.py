@@ -1,13 +1,16 @@
+import re
 from dataclasses import replace
 from itertools import pairwise
 
 import matplotlib as mpl
+import numpy as np
 import polars as pl
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 
 from analysis import captions, figure_style, panels, plots
+from analysis import format as fmt
 from analysis.estimate import Estimates, estimate, headline_target
 from tests.synthetic import Laboratory, Planted, plan, records
 
@@ -75,7 +78,9 @@ def test_figure_is_labelled_and_its_legend_and_tick_labels_overlap_nothing(name,
     legends = [legend.get_window_extent(renderer) for legend in figure.legends]
     for ax in figure.axes:
         assert not any(legend.overlaps(ax.get_tightbbox(renderer)) for legend in legends)
-        assert ax.get_ylabel()
+        assert ax.get_ylabel() or any(
+            other.get_ylabel() and ax.get_shared_y_axes().joined(ax, other) for other in figure.axes
+        )
         assert ax.get_xlabel() or any(
             ax.get_shared_x_axes().joined(ax, other) for other in figure.axes if other is not ax
         )
@@ -133,7 +138,7 @@ def test_a_cell_that_fell_short_is_an_arrow_at_the_top_edge(short):
     places = [(x, y) for line in marks(ax, panels.UP) for x, y in zip(*line.get_data(), strict=True)]
     assert places == [(pytest.approx(16384, rel=0.05), panels.TOP_EDGE)]
     assert not marks(ax, panels.DOWN)
-    assert "some runs fell short" in texts(ax.figure)
+    assert "some fell short" in texts(ax.figure)
 
 
 def test_a_cell_at_the_target_at_once_is_an_arrow_at_the_bottom_edge():
@@ -144,8 +149,8 @@ def test_a_cell_at_the_target_at_once_is_an_arrow_at_the_bottom_edge():
     places = [(x, y) for line in marks(figure.axes[0], panels.DOWN) for x, y in zip(*line.get_data(), strict=True)]
     assert places == [(pytest.approx(16384, rel=0.05), panels.BOTTOM_EDGE)]
     assert not marks(figure.axes[0], panels.UP)
-    assert "left: reached before the\nfirst evaluation" in legend(figure)
-    assert "left: not reached by all" not in legend(figure)
+    assert "reached before the\nfirst evaluation" in legend(figure)
+    assert "not reached by all" not in legend(figure)
 
 
 def test_batches_that_fell_short_at_the_same_rate_do_not_hide_each_other():
@@ -221,6 +226,36 @@ def test_frontier_line_joins_the_projected_points_of_its_own_cost(draw, cost, fl
     assert edge[cost].to_list() in lines
 
 
+def test_headline_names_the_ends_of_each_frontier_where_nothing_is_drawn(pair):
+    figure = plots.headline(pair)
+    ax, renderer = figure.axes[1], rendered(figure)
+    edge = pair.frontier.filter(pl.col("target_loss_nats") == 2.0, pl.col("kind") == "projected", "on_frontier").sort(
+        "train_seconds"
+    )
+    rows = [edge.filter(pl.col("optimizer") == name).rows(named=True) for name in ("adamw", "muon")]
+    ends = [row for own in rows for row in (own[0], own[-1])]
+    labels = [label for label in ax.texts if re.fullmatch(r"\w+ × \d+", label.get_text())]
+    assert {label.get_text() for label in labels} <= {
+        f"{fmt.tokens(row['global_batch_tokens'])} × {row['num_devices']}" for row in ends
+    }
+    assert len(labels) == len(ends)
+    boxes = [label.get_window_extent(renderer) for label in labels]
+    assert not any(a.overlaps(b) for place, a in enumerate(boxes) for b in boxes[:place])
+    drawn = [point for line in ax.lines for point in ax.transData.transform(line.get_xydata())]
+    assert not any(box.contains(*point) for box in boxes for point in drawn)
+
+
+def test_fitted_quadratic_passes_through_the_fitted_tokens(pair):
+    own = pair.rates.filter(
+        pl.col("target_loss_nats") == 2.0, pl.col("optimizer") == "adamw", pl.col("global_batch_tokens") == 256
+    )
+    line = next(line for line in plots.learning_rates(pair).axes[0].lines if len(line.get_xdata()) == 50)
+    ends = own.sort("peak_lr")["fitted_tokens"].to_list()
+    assert (line.get_ydata()[0], line.get_ydata()[-1]) == pytest.approx((ends[0], ends[-1]))
+    curvatures = [second - first for first, second in pairwise(b - a for a, b in pairwise(np.log(line.get_ydata())))]
+    assert curvatures == pytest.approx([curvatures[0]] * len(curvatures))
+
+
 def test_headline_says_projected(pair):
     assert "Projected" in plots.headline(pair).axes[1].get_title(loc="left")
 
@@ -272,10 +307,10 @@ def legend(figure):
 
 def test_legend_lists_only_what_is_drawn(pair, short):
     assert not any("not reached" in label for label in legend(plots.headline(pair)))
-    assert "left: not reached by all" in legend(plots.headline(short))
+    assert "not reached by all" in legend(plots.headline(short))
     assert "a run fell short" not in legend(plots.learning_rates(pair))
     assert "a run fell short" in legend(plots.learning_rates(short))
-    assert "left: with a caveat" not in legend(plots.headline(without_caveats(pair)))
+    assert "with a caveat" not in legend(plots.headline(without_caveats(pair)))
     assert "with a caveat" not in legend(plots.token_ratios(without_caveats(pair)))
 
 

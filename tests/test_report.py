@@ -231,8 +231,8 @@ def test_answer_names_the_frontier_that_covers_the_other(factor, claim, estimate
 
 
 LEAD_CLAIMS = {
-    "Muon needs 1.50 times fewer tokens than AdamW",
-    "AdamW needs 2.00 times fewer tokens than Muon",
+    "AdamW takes 1.50 times the tokens of Muon",
+    "Muon takes 2.00 times the tokens of AdamW",
     "no difference in tokens between Muon and AdamW is resolved",
     "because of a caveat Muon and AdamW are not ranked",
 }
@@ -241,8 +241,8 @@ LEAD_CLAIMS = {
 @pytest.mark.parametrize(
     ("ratio", "low", "high", "verdict", "claim"),
     [
-        (1.5, 1.2, 2.0, "ok", "Muon needs 1.50 times fewer tokens than AdamW from batch 256 to 16K"),
-        (0.5, 0.4, 0.8, "ok", "AdamW needs 2.00 times fewer tokens than Muon from batch 256 to 16K"),
+        (1.5, 1.2, 2.0, "ok", "AdamW takes 1.50 times the tokens of Muon from batch 256 to 16K"),
+        (0.5, 0.4, 0.8, "ok", "Muon takes 2.00 times the tokens of AdamW from batch 256 to 16K"),
         (1.5, 0.9, 2.0, "ok", "no difference in tokens between Muon and AdamW is resolved from batch 256 to 16K"),
         (1.5, 1.2, 2.0, "edge_of_grid", "because of a caveat Muon and AdamW are not ranked from batch 256 to 16K"),
     ],
@@ -260,7 +260,7 @@ def test_lead_names_the_batches_that_a_claim_leaves_out(estimates):
     sound = with_columns(estimates.token_ratios, token_ratio=1.5, token_ratio_low=1.2, token_ratio_high=2.0)
     caveat = pl.when(pl.col("global_batch_tokens") == 1024).then(pl.lit("edge_of_grid")).otherwise(pl.lit("ok"))
     said = lead(replace(estimates, token_ratios=sound.with_columns(verdict=caveat)))
-    assert "fewer tokens than AdamW at batches 256, 4K and 16K; because of a caveat" in said
+    assert "times the tokens of Muon at batches 256, 4K and 16K; because of a caveat" in said
     assert "not ranked at batch 1K." in said
 
 
