@@ -108,8 +108,8 @@ DEFINITIONS: dict[str, str] = {
         Tokens per optimizer step, over all devices and accumulation.""",
     "Units": """
         A power of two from 1024 on is exact and written in binary units without decimals: 1K is 1024, 1M is 1024².
-        Everything else has three digits in decimal units: 1.00K is 1000. Tables of runs write every integer in
-        full.""",
+        Everything else has three digits in decimal units: 1.00K is 1000. Axes of tokens have decimal ticks, the
+        axis of batches binary ones. Tables of runs write every integer in full.""",
     "Tokens to target, T": """
         Training tokens until the validation loss first is at or below the target, interpolated between evaluations.
         A run that stops above the target is censored, never counted as a number.""",

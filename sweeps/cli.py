@@ -231,9 +231,11 @@ def _written(options: argparse.Namespace) -> "tuple[SweepFolder, int]":
 def _own_folder(options: argparse.Namespace, name: str) -> "SweepFolder":
     """Return the folder that SWEEP is, when it is one; else the one under --results with the sweep's name."""
     from sweeps.store import SweepFolder
+    from sweeps.sweep_file import preset_names
 
     given = Path(options.sweep)
-    return SweepFolder(given if (given / "sweep.yaml").is_file() else Path(options.results) / name)
+    is_folder = options.sweep not in preset_names() and (given / "sweep.yaml").is_file()
+    return SweepFolder(given if is_folder else Path(options.results) / name)
 
 
 def _started_folder(options: argparse.Namespace) -> "SweepFolder":

@@ -67,14 +67,17 @@ def read_spec(sweep: str, settings: Iterable[str] = ()) -> SweepSpec:
 
 
 def find_sweep(sweep: str, beside: Path) -> Path:
-    """Return the file of `sweep`; a relative path counts from the folder `beside`. Raises: UnknownSweepError."""
+    """Return the file of `sweep`; a relative path counts from the folder `beside`. Raises: UnknownSweepError.
+
+    The name of a preset is that preset, whatever lies beside; a folder of the same name is `./name`.
+    """
+    if sweep in preset_names():
+        return PRESETS / f"{sweep}.yaml"
     path = beside / sweep
     if path.is_file():
         return path
     if (path / "sweep.yaml").is_file():
         return path / "sweep.yaml"
-    if sweep in preset_names():
-        return PRESETS / f"{sweep}.yaml"
     advice = nearest(sweep, preset_names())
     raise UnknownSweepError(f"no sweep {sweep!r}: neither a file, a folder with a sweep.yaml, nor a preset; {advice}")
 

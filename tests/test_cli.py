@@ -392,3 +392,14 @@ def test_slots_must_be_a_number_above_zero(capsys: pytest.CaptureFixture[str]) -
         main(["run", "quickstart", "--slots", "0"])
     assert caught.value.code == 2
     assert "expected a whole number above zero, not '0'" in capsys.readouterr().err
+
+
+def test_preset_is_not_mistaken_for_a_folder_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "smoke").mkdir()
+    (tmp_path / "smoke" / "sweep.yaml").write_text("name: another\n")
+    assert main(["plan", "smoke"]) == 0
+    assert capsys.readouterr().out.startswith("smoke: 16 runs")
+    assert main(["plan", "./smoke"]) == 2
