@@ -385,20 +385,20 @@ def test_glob_without_quotes_is_explained(tmp_path: Path, glob: str) -> None:
 
 def test_paths_count_from_the_file_that_names_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "parents").mkdir()
-    (tmp_path / "work").mkdir()
+    (tmp_path / "elsewhere").mkdir()
     corpus = {"source": "text", "paths": ["texts/*.txt", "/data/a.txt", "~/b.txt"]}
     write_yaml(tmp_path / "parents", changed(base={"corpus": corpus}), "parent.yaml")
     keys = {"extends": "parents/parent.yaml", "base": {"corpus": {"tokenizer_path": "own.json"}}}
     axis = {"grid": {"corpus.paths": [["one.txt"], ["two.txt"]]}}
     child = write_yaml(tmp_path, keys | axis, "child.yaml")
-    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "elsewhere")
     spec = read_spec("../child.yaml", ["zip.corpus.tokenizer_path=[here.json]"])
     assert spec.base["corpus"] == corpus | {
         "paths": [f"{tmp_path}/parents/texts/*.txt", "/data/a.txt", "~/b.txt"],
         "tokenizer_path": f"{tmp_path}/own.json",
     }
     assert spec.grid["corpus.paths"] == [[f"{tmp_path}/one.txt"], [f"{tmp_path}/two.txt"]]
-    assert spec.zip == {"corpus.tokenizer_path": [f"{tmp_path}/work/here.json"]}
+    assert spec.zip == {"corpus.tokenizer_path": [f"{tmp_path}/elsewhere/here.json"]}
     assert read_spec(child).base["corpus"]["tokenizer_path"] == f"{tmp_path}/own.json"
 
 
