@@ -35,7 +35,8 @@ def agreement(new: Mapping[str, pl.DataFrame], reference: Mapping[str, pl.DataFr
 
     `differs` says why none can be compared, or is empty.
     Two numbers agree when their difference lies within the root sum of squares of the half widths that face each other.
-    At a level of 90 % about one in ten pairs of honest numbers disagrees, by chance.
+    At a level of 90 % about one in ten pairs of honest numbers disagrees, by chance, if the seeds are others; on the
+    same seeds the two differ by rounding alone, and agreement says no more than that.
     """
     rows = [
         row | _verdict(row, differs)

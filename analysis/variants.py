@@ -6,24 +6,23 @@ keeps them apart by the columns it has anyway, and optimizers are compared at eq
 """
 
 import json
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import polars as pl
 
+from harness.config import NOT_SCIENCE
+from harness.frozen import dotted
+
 #: What may differ between the runs of a cell.
-_WITHIN_A_CELL = frozenset(
-    {"optimizer.peak_lr", "token_budget", "init_seed", "data_seed", "stop_at_loss_nats", "schedule.max_warmup_share"}
-)
-#: Where the text lies is no setting: the fingerprint says what it is.
-_PLACES = ("corpus.paths", "corpus.tokenizer_path", "corpus.max_epochs", "model.preset")
+_WITHIN_A_CELL = {"optimizer.peak_lr", "token_budget", "init_seed", "data_seed", "stop_at_loss_nats"} | {
+    f"{section}.{key}" for section, keys in NOT_SCIENCE.items() for key in keys
+}
 
 
 def split_by_variants(runs: pl.DataFrame) -> pl.DataFrame:
     """Return the runs with the settings that vary within a cell added to `optimizer` and `model`."""
-    settings = [dict(_flat(json.loads(config or "{}"))) for config in runs["config_json"]]
-    cells = list(runs.select("model", "optimizer", "global_batch_tokens").iter_rows())
-    varying = _varying(cells, settings)
+    settings = _settings(runs)
+    varying = _varying(runs, settings)
     of_optimizer = sorted(key for key in varying if key.startswith("optimizer."))
     of_model = sorted(varying - set(of_optimizer))
     return runs.with_columns(
@@ -34,8 +33,7 @@ def split_by_variants(runs: pl.DataFrame) -> pl.DataFrame:
 
 def differing_settings(runs: pl.DataFrame) -> list[str]:
     """Return the settings that take several values within one model, optimizer and batch, by their full names."""
-    settings = [dict(_flat(json.loads(config or "{}"))) for config in runs["config_json"]]
-    return sorted(_varying(list(runs.select("model", "optimizer", "global_batch_tokens").iter_rows()), settings))
+    return sorted(_varying(runs, _settings(runs)))
 
 
 def first_variant(optimizer: str, runs: pl.DataFrame) -> str:
@@ -44,21 +42,20 @@ def first_variant(optimizer: str, runs: pl.DataFrame) -> str:
     return next((name for name in names if name == optimizer or name.startswith(f"{optimizer}, ")), optimizer)
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", json.dumps(value)
+def _settings(runs: pl.DataFrame) -> list[dict[str, str]]:
+    """Return each run's settings by dotted key, as JSON; none for a record without its configuration."""
+    configs = [json.loads(config or "{}") for config in runs["config_json"]]
+    return [{key: json.dumps(value) for key, value in dotted(config)} for config in configs]
 
 
-def _varying(cells: list[tuple[Any, ...]], settings: list[dict[str, str]]) -> set[str]:
+def _varying(runs: pl.DataFrame, settings: list[dict[str, str]]) -> set[str]:
+    cells = runs.select("model", "optimizer", "global_batch_tokens").iter_rows()
     first: dict[tuple[Any, ...], dict[str, str]] = {}
     varying: set[str] = set()
     for cell, own in zip(cells, settings, strict=True):
         other = first.setdefault(cell, own)
         varying |= {key for key in own.keys() | other.keys() if own.get(key) != other.get(key)}
-    return {key for key in varying if key not in _WITHIN_A_CELL and not key.startswith(_PLACES)}
+    return varying - _WITHIN_A_CELL
 
 
 def _labels(names: pl.Series, settings: list[dict[str, str]], keys: list[str]) -> pl.Series:

@@ -18,7 +18,8 @@ SCIENCE_VERSION = 1
 
 Count = Annotated[int, Field(gt=0)]
 
-_NOT_SCIENCE = {
+#: What changes no number, by section: a name of a shape, places of files, limits that only refuse.
+NOT_SCIENCE = {
     "model": {"preset"},
     "corpus": {"paths", "tokenizer_path", "max_tokens", "max_epochs"},
     "schedule": {"max_warmup_share"},
@@ -223,7 +224,7 @@ class RunConfig(Frozen):
         Left out are a preset's name (its shape counts), places of files and how much of them is read (the fingerprint
         counts) and limits that only refuse.
         """
-        science = self.model_dump(mode="json", exclude=_NOT_SCIENCE)
+        science = self.model_dump(mode="json", exclude=NOT_SCIENCE)
         canonical = json.dumps(science, sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(canonical.encode()).hexdigest()[:8]
         seed = f"{self.init_seed}" if self.init_seed == self.data_seed else f"{self.init_seed}.{self.data_seed}"

@@ -77,6 +77,15 @@ class Frozen(BaseModel):
         return given
 
 
+def dotted(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested mappings by their dotted keys; an empty mapping is a value."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from dotted(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Return the advice that ends an error about an unknown name."""
     names = sorted(valid)

@@ -1,9 +1,9 @@
 """What a sweep file changes in a folder that holds an earlier form of the sweep."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from harness.frozen import dotted
 from sweeps.printing import counted
 from sweeps.store import SweepFolder, is_missing
 
@@ -25,7 +25,7 @@ def contents(folder: SweepFolder) -> Contents:
     except ValueError:
         return Contents({}, frozenset())
     results = frozenset(run.run_id for run in runs if not is_missing(folder.run(run.run_id)))
-    return Contents(dict(_flat(spec.model_dump(mode="json", exclude_defaults=True))), results)
+    return Contents(dict(dotted(spec.model_dump(mode="json", exclude_defaults=True))), results)
 
 
 def changes_in_words(before: Contents, now: Contents) -> list[str]:
@@ -42,11 +42,3 @@ def changes_in_words(before: Contents, now: Contents) -> list[str]:
     if left_out:
         lines.append(f"{counted(left_out, 'finished run')} left the sweep; their folders stay.")
     return lines
-
-
-def _flat(settings: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
