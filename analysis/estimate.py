@@ -4,15 +4,15 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from analysis.agreement import agreement, what_differs
-from analysis.cells import estimate_cells
-from analysis.critical_batch import critical_batches
-from analysis.curves import Records
-from analysis.equal_budget import equal_budget
-from analysis.frontier import frontier
-from analysis.schemas import AGREEMENT, table
-from analysis.targets import targets
-from analysis.token_ratio import token_ratios
+from analysis.inputs.records import Records
+from analysis.quantities.agreement import agreement, what_differs
+from analysis.quantities.cells import estimate_cells
+from analysis.quantities.critical_batch import critical_batches
+from analysis.quantities.equal_budget import equal_budget
+from analysis.quantities.frontier import frontier
+from analysis.quantities.targets import targets
+from analysis.quantities.token_ratio import token_ratios
+from analysis.schemas import AGREEMENT, TABLES, table
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,23 @@ class Estimates:
     targets: pl.DataFrame
     rates: pl.DataFrame
     cells: pl.DataFrame
+    loss_laws: pl.DataFrame
     critical_batches: pl.DataFrame
     fit_curves: pl.DataFrame
+    laws: pl.DataFrame
     token_ratios: pl.DataFrame
     ratio_trends: pl.DataFrame
+    ratio_decomposition: pl.DataFrame
+    rate_rules: pl.DataFrame
     frontier: pl.DataFrame
+    dominance: pl.DataFrame
+    choices: pl.DataFrame
     cost_model: pl.DataFrame
     equal_budget: pl.DataFrame
+    gaps: pl.DataFrame
+    iso_loss: pl.DataFrame
+    speedups: pl.DataFrame
+    tuning: pl.DataFrame
     agreement: pl.DataFrame
 
 
@@ -81,7 +91,19 @@ def _tables(records: Records, level: float, reference_batch_tokens: int | None) 
     batches, curves = critical_batches(estimated, level, reference_batch_tokens)
     ratios, trends = token_ratios(estimated, records.manifest.baseline, level)
     points, costs = frontier(records, estimated.cells, estimated.chosen)
-    return {
+    absent = (
+        "loss_laws",
+        "laws",
+        "ratio_decomposition",
+        "rate_rules",
+        "dominance",
+        "choices",
+        "gaps",
+        "iso_loss",
+        "speedups",
+        "tuning",
+    )
+    return {name: table([], TABLES[name]) for name in absent} | {
         "targets": to_target,
         "rates": estimated.rates,
         "cells": estimated.cells,

@@ -129,7 +129,7 @@ def short_verdict(name: str) -> str:
 
 def judged(row: Mapping[str, Any]) -> str:
     """Write what stands against a row's number: its reason, or its verdict in words where there is no more to say."""
-    return str(row["reason"] or verdict(row["verdict"]))
+    return str(row["explanation"] or verdict(row["verdict"]))
 
 
 def column_writer(name: str) -> Callable[[Any], str]:

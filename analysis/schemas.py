@@ -1,7 +1,8 @@
 """Every table of the analysis: its columns, their types and units, and what they mean.
 
-A null is explained by the row's `verdict` and `reason`. Columns `x_low` and `x_high` are the ends of an interval at the
-level of the analysis; a null end beside a number means that the data bound it on the other side only, or not at all.
+A null is explained by the row's `verdict`, `reasons` and `explanation`. Columns `x_low` and `x_high` are the ends of an
+interval at the level of the analysis; a null end beside a number means that the data bound it on the other side only,
+or not at all.
 """
 
 from collections.abc import Iterable, Mapping
@@ -49,8 +50,9 @@ _PAIR = {
     "challenger": Column(str, "", "optimizer in the denominator"),
 }
 _VERDICT = {
-    "verdict": Column(str, "", "ok, or what forbids to read the number as it stands"),
-    "reason": Column(str, "", "the verdict in words, with what was assumed; empty when there is nothing to add"),
+    "verdict": Column(str, "", "ok, or the gravest of what forbids to read the number as it stands"),
+    "reasons": Column(str, "", "all verdicts that apply, the gravest first; empty when none does"),
+    "explanation": Column(str, "", "the reasons in words, with what was assumed; empty when there is nothing to add"),
 }
 _TO_TARGET = {
     "steps_to_target": Column(float, "steps", "tokens_to_target / global_batch_tokens"),
@@ -58,17 +60,25 @@ _TO_TARGET = {
     "train_seconds_to_target": Column(float, "s", "seconds inside optimizer steps until the target"),
 }
 
-RUNS: Columns = RUN_COLUMNS | {"stage": Column(str, "", "grid, or confirm: fresh seeds at a chosen rate")}
+_TUNING = {"tuning": Column(str, "", "further settings that were tuned beside the rate, `name=value`; empty when none")}
+
+RUNS: Columns = RUN_COLUMNS | {"stage": Column(str, "", "grid, or confirm: fresh seeds at a chosen rate")} | _TUNING
 
 EVALUATIONS: Columns = EVALUATION_COLUMNS
 
 TARGETS: Columns = {
     **{name: RUNS[name] for name in ("run_id", "stage", "model", "optimizer", "global_batch_tokens", "peak_lr")},
+    **_TUNING,
     **{name: RUNS[name] for name in ("init_seed", "data_seed", "protocol", "warmup_tokens", "num_devices")},
     **_TARGET,
     "status": Column(str, "", "reached, not_reached (censored at tokens_seen), reached_at_first_eval, diverged"),
     "tokens_to_target": Column(float, "tokens", "first crossing of the target, interpolated; null unless reached"),
     "tokens_seen": Column(int, "tokens", "tokens at the run's last evaluation"),
+    "bound_tokens": Column(
+        float,
+        "tokens",
+        "what is known of T without a crossing: it is above (not_reached) or below (at_first_eval) this",
+    ),
     "lowest_loss_nats": Column(float, "nats/token", "lowest loss that the protocol read; null where none was finite"),
     **_TO_TARGET,
 }
@@ -80,6 +90,7 @@ RATES: Columns = {
     **_TARGET,
     **_PROTOCOL,
     "peak_lr": RUNS["peak_lr"],
+    **_TUNING,
     "num_runs": Column(int, "", "grid runs at this rate"),
     "num_reached": Column(int, "", "how many of them reached the target after their first evaluation"),
     "num_reached_at_first_eval": Column(int, "", "how many of them were at the target at their first evaluation"),
@@ -94,6 +105,7 @@ CELLS: Columns = {
     **_TARGET,
     **_PROTOCOL,
     "best_lr": Column(float, "", "chosen learning rate: one that was run"),
+    **_TUNING,
     **_interval("optimal_lr", "", "learning rate at the minimum of the quadratic in log rate"),
     "lr_verdict": Column(
         str, "", "ok: bracketed by rates tried; edge_of_grid: outside them; not_identified, single_rate"
@@ -102,7 +114,10 @@ CELLS: Columns = {
     "seeds_from": Column(str, "", "fresh: seeds that took no part in the choice of the rate; grid: those that did"),
     "num_seeds": Column(int, "", "runs at the chosen rate"),
     "num_reached": Column(int, "", "how many of them reached the target"),
-    **_interval("tokens_to_target", "tokens", "geometric mean over the runs at the chosen rate"),
+    "num_censored": Column(int, "", "how many of them give a bound of T alone"),
+    **_interval(
+        "tokens_to_target", "tokens", "geometric mean over the runs at the chosen rate, of bounds by likelihood"
+    ),
     **_TO_TARGET,
     **_VERDICT,
 }
@@ -112,13 +127,17 @@ CRITICAL_BATCHES: Columns = {
     **_OPTIMIZER,
     **_TARGET,
     **_PROTOCOL,
-    "definition": Column(str, "", "emin_over_smin or overhead_20pct"),
+    "definition": Column(str, "", "one of the definitions below"),
+    "residuals": Column(str, "", "what least squares compares: log (log T), raw_tokens, raw_steps; with the loss"),
     **_interval("critical_batch_tokens", "tokens", "critical batch size by the row's definition"),
     **_interval("t_min_tokens", "tokens", "tokens to the target at vanishing batch"),
     **_interval("s_min_steps", "steps", "steps to the target at infinite batch"),
+    **_interval("exponent", "", "α of T = T_min (1 + (B / B_crit)^α); 1 by definition where it has no interval"),
+    **_interval("tail_slope", "", "d log S / d log B beyond the kink; -1 before it"),
     "num_batches": Column(int, "", "batch sizes in the fit"),
     "lack_of_fit_p": Column(float, "", "p-value of the misfit against the replicate variance"),
     "rms_residual": Column(float, "", "root mean square of the residuals of log T"),
+    "aicc": Column(float, "", "Akaike's criterion, corrected; null with fewer batches than parameters + 3"),
     **_VERDICT,
 }
 
@@ -132,6 +151,36 @@ FIT_CURVES: Columns = {
     **_interval("steps_to_target", "steps", "fitted tokens_to_target / global_batch_tokens"),
 }
 
+LOSS_LAWS: Columns = {
+    **_MODEL,
+    **_OPTIMIZER,
+    **_PROTOCOL,
+    **_BATCH,
+    **_interval("floor_nats", "nats/token", "E of L(D) = E + A D^-β, shared by the batches of an optimizer"),
+    **_interval("exponent", "", "β of the same law"),
+    "log_prefactor": Column(float, "", "log A of the same law, D in tokens"),
+    "num_budgets": Column(int, "", "token budgets in the fit of this batch"),
+    "min_tokens": Column(float, "tokens", "smallest budget: the law is not used below"),
+    "max_tokens": Column(float, "tokens", "largest budget: the law is not used beyond"),
+    "rms_residual_nats": Column(float, "nats/token", "root mean square of the residuals"),
+    **_VERDICT,
+}
+
+LAWS: Columns = {
+    "of": Column(str, "", "what the power law is of: critical_batch_tokens"),
+    "definition": Column(str, "", "definition of the critical batch"),
+    **_MODEL,
+    **_OPTIMIZER,
+    **_PROTOCOL,
+    **_TARGET,
+    "by": Column(str, "", "variables of the law, joined by a comma"),
+    "term": Column(str, "", "the variable of this row"),
+    **_interval("exponent", "", "exponent of the term"),
+    **_interval("prefactor", "", "factor of the law in tokens and the units of its variables"),
+    "num_points": Column(int, "", "critical batches in the fit"),
+    **_VERDICT,
+}
+
 TOKEN_RATIOS: Columns = {
     **_MODEL,
     **_PAIR,
@@ -139,6 +188,7 @@ TOKEN_RATIOS: Columns = {
     **_PROTOCOL,
     **_BATCH,
     **_interval("token_ratio", "", "tokens of the baseline over tokens of the challenger, each at its best rate"),
+    **_interval("tokens_saved", "tokens", "tokens of the baseline less those of the challenger"),
     "num_pairs": Column(int, "", "pairs of runs with the same seeds; 0: unpaired"),
     **_VERDICT,
 }
@@ -149,6 +199,37 @@ RATIO_TRENDS: Columns = {
     **_TARGET,
     **_PROTOCOL,
     **_interval("slope", "", "d log token_ratio / d log global_batch_tokens"),
+    **_interval("largest_drop", "", "largest fall of log R from a batch to a larger one; simultaneous over all pairs"),
+    "drop_from_tokens": Column(int, "tokens", "batch where that fall begins"),
+    "drop_to_tokens": Column(int, "tokens", "batch where it ends"),
+    **_VERDICT,
+}
+
+RATIO_DECOMPOSITION: Columns = {
+    **_MODEL,
+    **_PAIR,
+    **_TARGET,
+    **_PROTOCOL,
+    "quantity": Column(
+        str,
+        "",
+        "ratio_small_batch (R_0), ratio_large_batch (R_∞), critical_batch_ratio (R_∞ / R_0), exponent (α of both), "
+        "tail_slope_baseline, tail_slope_challenger, tail_slope_difference (of log S beyond the kink)",
+    ),
+    **_interval("value", "", "the quantity"),
+    **_VERDICT,
+}
+
+RATE_RULES: Columns = {
+    **_MODEL,
+    **_PAIR,
+    **_TARGET,
+    **_PROTOCOL,
+    "rule": Column(
+        str, "", "tuned: each batch at its best rate; square_root: the best rate of one batch, times √B; fixed"
+    ),
+    **_BATCH,
+    **_interval("token_ratio", "", "the token ratio under the rule, read off the fitted quadratics in log rate"),
     **_VERDICT,
 }
 
@@ -160,13 +241,44 @@ FRONTIER: Columns = {
     **_BATCH,
     "num_devices": Column(int, "", "devices"),
     "kind": Column(str, "", "measured: the runs' own seconds; projected: by the cost model"),
-    "train_seconds": Column(float, "s", "time to the target inside optimizer steps"),
-    "device_seconds": Column(float, "s", "train_seconds × num_devices"),
+    "device": RUN_COLUMNS["device"],
+    **_interval("train_seconds", "s", "time to the target inside optimizer steps"),
+    **_interval("device_seconds", "s", "train_seconds × num_devices"),
     "train_flops": Column(float, "FLOP", "training FLOPs to the target"),
+    "model_error": Column(float, "", "cost model over measured seconds of the same point, less 1; null if projected"),
     "on_frontier": Column(
         bool, "", "no other point of its kind, optimizer and target is as fast and costs fewer device_seconds"
     ),
     "on_flops_frontier": Column(bool, "", "the same with train_flops as the cost"),
+    **_VERDICT,
+}
+
+DOMINANCE: Columns = {
+    **_MODEL,
+    **_PAIR,
+    **_TARGET,
+    **_PROTOCOL,
+    "kind": Column(str, "", "measured or projected points"),
+    "cost": Column(str, "", "device_seconds or train_flops"),
+    **_interval("share", "", "share of the time axis, in log seconds, where the challenger's frontier costs less"),
+    **_interval("cost_ratio", "", "cost of the baseline over the challenger's at the same deadline, geometric mean"),
+    "from_seconds": Column(float, "s", "shortest deadline that both frontiers meet"),
+    "to_seconds": Column(float, "s", "longest deadline that distinguishes points of either frontier"),
+    **_VERDICT,
+}
+
+CHOICES: Columns = {
+    **_MODEL,
+    **_TARGET,
+    **_PROTOCOL,
+    "kind": Column(str, "", "measured or projected points"),
+    "question": Column(str, "", "fastest: within a budget of device-seconds; cheapest: within a deadline in seconds"),
+    "limit": Column(float, "s", "the budget or the deadline"),
+    **_OPTIMIZER,
+    **_BATCH,
+    "num_devices": Column(int, "", "devices"),
+    "train_seconds": Column(float, "s", "time of the best point within the limit"),
+    "device_seconds": Column(float, "s", "its device-seconds"),
     **_VERDICT,
 }
 
@@ -189,6 +301,55 @@ EQUAL_BUDGET: Columns = {
     "peak_lr": RUNS["peak_lr"],
 }
 
+_BUDGET = {"token_budget": Column(int, "tokens", "tokens that both sides had")}
+
+GAPS: Columns = {
+    **_MODEL,
+    **_PAIR,
+    **_PROTOCOL,
+    **_BATCH,
+    **_BUDGET,
+    **_interval("gap_nats", "nats/token", "final loss of the baseline less that of the challenger"),
+    "p_value": Column(float, "", "two-sided t test of no gap against the noise of repeated seeds"),
+    "p_value_holm": Column(float, "", "the same after Holm's correction over the challengers and batches of a budget"),
+    "num_pairs": Column(int, "", "pairs of runs with the same seeds; 0: unpaired"),
+    **_VERDICT,
+}
+
+ISO_LOSS: Columns = {
+    **_MODEL,
+    **_PAIR,
+    **_PROTOCOL,
+    **_BATCH,
+    **_BUDGET,
+    **_interval("batch_ratio", "", "batch at which the challenger has the baseline's loss, over the baseline's batch"),
+    "lower_bound": Column(float, "", "ratio known to be exceeded, where the largest batch still does better"),
+    **_VERDICT,
+}
+
+SPEEDUPS: Columns = {
+    **_MODEL,
+    **_PAIR,
+    **_PROTOCOL,
+    **_BUDGET,
+    **_interval(
+        "token_ratio", "", "tokens of the baseline's loss law for the challenger's loss, over the challenger's"
+    ),
+    **_VERDICT,
+}
+
+TUNING: Columns = {
+    **_MODEL,
+    **_OPTIMIZER,
+    "num_runs": Column(int, "", "runs"),
+    "num_settings": Column(int, "", "learning rates and further settings tried, over all batches"),
+    "num_batches": Column(int, "", "batch sizes"),
+    "tokens": Column(int, "tokens", "training tokens of all runs"),
+    "grid_tokens": Column(int, "tokens", "training tokens of the runs that chose"),
+    "train_flops": Column(float, "FLOP", "training FLOPs of all runs"),
+    "train_seconds": Column(float, "s", "training seconds of all runs"),
+}
+
 AGREEMENT: Columns = {
     "quantity": Column(str, "", "column that is compared"),
     "where": Column(str, "", "the row it stands in: model, optimizer, batch, target"),
@@ -207,13 +368,23 @@ TABLES: dict[str, Columns] = {
     "targets": TARGETS,
     "rates": RATES,
     "cells": CELLS,
+    "loss_laws": LOSS_LAWS,
     "critical_batches": CRITICAL_BATCHES,
     "fit_curves": FIT_CURVES,
+    "laws": LAWS,
     "token_ratios": TOKEN_RATIOS,
     "ratio_trends": RATIO_TRENDS,
+    "ratio_decomposition": RATIO_DECOMPOSITION,
+    "rate_rules": RATE_RULES,
     "frontier": FRONTIER,
+    "dominance": DOMINANCE,
+    "choices": CHOICES,
     "cost_model": COST_MODEL,
     "equal_budget": EQUAL_BUDGET,
+    "gaps": GAPS,
+    "iso_loss": ISO_LOSS,
+    "speedups": SPEEDUPS,
+    "tuning": TUNING,
     "agreement": AGREEMENT,
 }
 

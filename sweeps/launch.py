@@ -73,9 +73,9 @@ def report(folder: SweepFolder, reference: Path) -> Path:
     """
     _check_report(folder)
     print("Drawing the report …", flush=True)
-    from analysis.curves import load, save
     from analysis.estimate import estimate
-    from analysis.report import write_report
+    from analysis.inputs.records import load, save
+    from analysis.page.report import write_report
 
     with locked(folder):
         records = load(folder.path)
@@ -112,8 +112,8 @@ def _check_report(folder: SweepFolder) -> None:
 
 def _runs_at_best_rates(folder: Path, top: int) -> set[str]:
     """Return the ids of the runs at the best rates of each cell: choose, put aside, choose again."""
-    from analysis.curves import Records, load
-    from analysis.learning_rates import choose_rates
+    from analysis.inputs.records import Records, load
+    from analysis.quantities.learning_rates import choose_rates
 
     records = load(folder)
     best: set[str] = set()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from analysis.curves import Records, from_frames
+from analysis.inputs.records import Records, from_frames
 from analysis.schemas import EVALUATIONS, TARGETS, polars_schema, table
 from harness.record import EVALUATION_COLUMNS, RUN_COLUMNS, PlannedRun, RunFolder, SweepManifest, Value, write_json
 
@@ -149,7 +149,7 @@ def _target_row(lab: Laboratory, run: Run) -> dict[str, Value]:
     tokens = float(np.exp(run.log_tokens))
     row: dict[str, Value] = {name: value for name, value in run_row(lab, run).items() if name in TARGETS}
     row |= {"stage": run.stage, "target_loss_nats": 2.0, "status": "reached", "tokens_to_target": tokens}
-    row |= {"lowest_loss_nats": 2.0 * (tokens / run.budget) ** lab.exponent}
+    row |= {"tuning": "", "bound_tokens": None, "lowest_loss_nats": 2.0 * (tokens / run.budget) ** lab.exponent}
     row |= {"steps_to_target": tokens / run.batch, "flops_to_target": tokens * FLOPS_PER_TOKEN}
     row |= {"train_seconds_to_target": _seconds(1, run.batch) * tokens / run.batch}
     return {name: row[name] for name in TARGETS}

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from analysis.cells import estimate_cells
-from analysis.critical_batch import critical_batches
-from analysis.token_ratio import token_ratios
+from analysis.quantities.cells import estimate_cells
+from analysis.quantities.critical_batch import critical_batches
+from analysis.quantities.token_ratio import token_ratios
 from tests.synthetic import Laboratory, targets_table
 
 SWEEPS = 300

@@ -24,7 +24,7 @@ def planted(lab: Laboratory, **changes: object) -> Laboratory:
 def test_emin_over_smin_recovers_the_planted_curve() -> None:
     row = only(estimate(records(replace(LAB, noise=0.02))))
     assert row["verdict"] == "ok"
-    assert row["reason"] == ""
+    assert row["explanation"] == ""
     assert row["critical_batch_tokens"] == pytest.approx(2048, rel=0.1)
     assert row["t_min_tokens"] == pytest.approx(100_000, rel=0.06)
     assert row["s_min_steps"] == pytest.approx(100_000 / 2048, rel=0.06)
@@ -35,7 +35,7 @@ def test_overhead_20pct_is_the_other_definition_shifted_and_shrunk() -> None:
     crit, star = only(estimates), only(estimates, "overhead_20pct")
     for name in ("critical_batch_tokens", "critical_batch_tokens_low", "critical_batch_tokens_high"):
         assert star[name] == pytest.approx(1.2 * 512 + 0.2 * crit[name])  # type: ignore[operator]
-    assert "512 tokens" in str(star["reason"])
+    assert "512 tokens" in str(star["explanation"])
 
 
 def test_overhead_20pct_is_the_batch_where_steps_are_a_fifth_above_linear_scaling() -> None:
@@ -67,7 +67,7 @@ def test_a_knee_beyond_what_the_batches_show_has_an_open_interval(b_crit: float,
     row = only(estimate(records(planted(replace(LAB, draw=1), b_crit=b_crit))))
     assert row["verdict"] == "not_identified"
     assert row[f"critical_batch_tokens_{end}"] is None
-    assert f"may lie {side} the batches tried" in str(row["reason"])
+    assert f"may lie {side} the batches tried" in str(row["explanation"])
 
 
 @pytest.mark.parametrize(("b_crit", "side"), [(100_000.0, "above"), (40.0, "below")])
@@ -75,7 +75,7 @@ def test_a_knee_wholly_outside_the_batches_is_not_identified(b_crit: float, side
     row = only(estimate(records(planted(replace(LAB, noise=0.005), b_crit=b_crit))))
     assert row["verdict"] == "not_identified"
     assert row["critical_batch_tokens"] == pytest.approx(b_crit, rel=0.2)
-    assert f"the knee lies {side} all batches tried" in str(row["reason"])
+    assert f"the knee lies {side} all batches tried" in str(row["explanation"])
 
 
 def test_a_u_shaped_curve_is_fitted_on_its_rising_branch_and_said_to_be() -> None:
@@ -83,7 +83,7 @@ def test_a_u_shaped_curve_is_fitted_on_its_rising_branch_and_said_to_be() -> Non
     assert row["verdict"] == "non_monotone"
     assert row["num_batches"] == 3
     assert row["critical_batch_tokens"] == pytest.approx(2048, rel=0.25)
-    assert "from batch 1K on" in str(row["reason"])
+    assert "from batch 1K on" in str(row["explanation"])
 
 
 def test_a_curve_that_misfits_beyond_the_noise_says_so() -> None:
@@ -92,7 +92,7 @@ def test_a_curve_that_misfits_beyond_the_noise_says_so() -> None:
     assert isinstance(p_value, float)
     assert p_value < 0.01
     assert row["verdict"] in ("misfit", "not_identified")  # the wider interval may be open
-    assert "widened" in str(row["reason"])
+    assert "widened" in str(row["explanation"])
 
 
 def test_two_batches_give_no_number() -> None:
@@ -105,14 +105,14 @@ def test_one_seed_at_four_batches_gives_a_number_without_an_interval() -> None:
     assert row["verdict"] == "few_points"
     assert row["critical_batch_tokens"] is not None
     assert row["critical_batch_tokens_low"] is None
-    assert "no interval" in str(row["reason"])
+    assert "no interval" in str(row["explanation"])
 
 
 def test_a_batch_that_fell_short_is_left_out_and_named() -> None:
     runs = [replace(run, log_tokens=99.0) if run.batch == 16384 else run for run in plan(LAB)]
     row = only(estimate(records(LAB, runs)))
     assert (row["verdict"], row["num_batches"]) == ("censored", 3)
-    assert "no run reached the target: batch 16K" in str(row["reason"])
+    assert "no run reached the target: batch 16K" in str(row["explanation"])
 
 
 def test_a_series_that_never_reached_the_target_says_how_low_it_came() -> None:
@@ -120,13 +120,16 @@ def test_a_series_that_never_reached_the_target_says_how_low_it_came() -> None:
     row = only(estimate(records(lab)))
     lowest = 2.0 * 2**lab.exponent
     assert (row["verdict"], row["num_batches"], row["critical_batch_tokens"]) == ("not_reached", 0, None)
-    seen = float(str(row["reason"]).removeprefix("target not reached; the lowest loss seen was "))
+    seen = float(str(row["explanation"]).removeprefix("target not reached; the lowest loss seen was "))
     assert seen == pytest.approx(lowest, abs=0.01)
 
 
 def test_what_the_grid_leaves_open_reaches_the_fit() -> None:
     row = only(estimate(records(replace(LAB, rates=(1.0,), grid_seeds=(0, 1, 2)))))
-    assert (row["verdict"], row["reason"]) == ("ok", "only one learning rate was tried: batches 256, 1K, 4K and 16K")
+    assert (row["verdict"], row["explanation"]) == (
+        "ok",
+        "only one learning rate was tried: batches 256, 1K, 4K and 16K",
+    )
 
 
 def test_a_target_close_to_the_warmup_marks_cell_and_fit() -> None:

@@ -10,8 +10,8 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from analysis.curves import Records
 from analysis.estimate import Estimates, estimate
+from analysis.inputs.records import Records
 from analysis.schemas import TABLES, polars_schema
 from tests.synthetic import Laboratory, plan, records
 
@@ -56,8 +56,8 @@ def test_estimate_of_any_sweep_has_its_schema_and_no_number_that_is_none(name: s
         numbers = frame.select(pl.selectors.float())
         finite = numbers.select(pl.all().is_finite().fill_null(True).all())
         assert all(finite.row(0) if finite.width else ()), table
-        if {"verdict", "reason"} <= set(frame.columns):
-            unexplained = frame.filter((pl.col("verdict") != "ok") & (pl.col("reason") == ""))
+        if {"verdict", "explanation"} <= set(frame.columns):
+            unexplained = frame.filter((pl.col("verdict") != "ok") & (pl.col("explanation") == ""))
             trends = ("rising", "falling", "unresolved")
             assert unexplained.filter(~pl.col("verdict").is_in(trends)).is_empty(), table
 
@@ -74,7 +74,7 @@ def test_estimate_explains_every_missing_number(name: str) -> None:
         frame = getattr(estimates, table)
         assert "ok" not in set(frame.filter(pl.col(quantity).is_null())["verdict"]), table
         unbounded = frame.filter(pl.col(quantity).is_not_null() & pl.col(f"{quantity}_low").is_null())
-        assert "" not in set(unbounded["reason"]), table
+        assert "" not in set(unbounded["explanation"]), table
 
 
 def test_estimate_is_the_same_whatever_the_order_of_the_rows() -> None:
@@ -110,7 +110,7 @@ def test_a_cell_whose_fresh_seeds_all_fall_short_is_censored_not_unreached() -> 
     runs = [replace(r, log_tokens=99.0) if r.stage == "confirm" and r.batch == 4096 else r for r in plan(lab)]
     cells = estimate(records(lab, runs)).cells.filter(pl.col("global_batch_tokens") == 4096)
     assert set(cells["verdict"]) == {"censored"}
-    assert set(cells["reason"]) == {"2 of 2 runs at the chosen rate fell short"}
+    assert set(cells["explanation"]) == {"2 of 2 runs at the chosen rate fell short"}
 
 
 def early(stage: str) -> Records:
@@ -145,7 +145,7 @@ def test_a_sweep_without_fresh_seeds_of_which_nobody_reached_a_target_gives_no_w
 
 def test_a_missing_interval_is_explained_once() -> None:
     estimates = estimate(records(replace(LAB, grid_seeds=(0,), fresh_seeds=())))
-    assert set(estimates.token_ratios["reason"].str.count_matches("no interval")) == {1}
+    assert set(estimates.token_ratios["explanation"].str.count_matches("no interval")) == {1}
 
 
 def test_a_cell_read_off_a_decaying_rate_is_marked_as_biased() -> None:
@@ -162,12 +162,12 @@ def test_a_cell_tells_all_its_caveats() -> None:
     cells = estimate(records(low_grid)).cells
     both = cells.filter(pl.col("verdict") == "warmup_confounded", pl.col("lr_verdict") == "edge_of_grid")
     assert both.height > 0
-    assert both["reason"].str.contains("upper bound").all()
+    assert both["explanation"].str.contains("upper bound").all()
 
 
 def test_a_cell_of_one_rate_says_that_it_was_not_tuned() -> None:
     cells = estimate(records(replace(LAB, rates=(1.0,)))).cells
-    assert cells["reason"].str.contains("only one learning rate was tried").all()
+    assert cells["explanation"].str.contains("only one learning rate was tried").all()
 
 
 def test_a_cell_names_the_rate_that_its_fresh_seeds_should_have_had() -> None:
@@ -175,7 +175,7 @@ def test_a_cell_names_the_rate_that_its_fresh_seeds_should_have_had() -> None:
     runs = [replace(r, peak_lr=r.peak_lr / 2) if r.stage == "confirm" else r for r in plan(lab)]
     cells = estimate(records(lab, runs)).cells
     best = LAB.optimizers["adamw"].optimum(1024)
-    reasons = cells.filter(pl.col("optimizer") == "adamw", pl.col("global_batch_tokens") == 1024)["reason"]
+    reasons = cells.filter(pl.col("optimizer") == "adamw", pl.col("global_batch_tokens") == 1024)["explanation"]
     assert all(f"learning rate {best:.3g} takes 1" in reason for reason in reasons)  # 1 - exp(-.3 ln(2)^2) = 13 %
 
 

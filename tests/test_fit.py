@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from analysis.fit import Array, fit_saturating
-from analysis.noise import Errors
+from analysis.statistics.fit import Array, fit_saturating
+from analysis.statistics.noise import Errors
 
 BATCH_SEQUENCES = np.array([64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384], float)
 

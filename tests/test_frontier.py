@@ -6,9 +6,15 @@ import numpy as np
 import polars as pl
 import pytest
 
-from analysis.curves import Records
 from analysis.estimate import estimate
-from analysis.frontier import BANDWIDTH_BYTES_PER_SECOND, LATENCY_SECONDS, StepCost, device_counts, fit_step_costs
+from analysis.inputs.records import Records
+from analysis.quantities.frontier import (
+    BANDWIDTH_BYTES_PER_SECOND,
+    LATENCY_SECONDS,
+    StepCost,
+    device_counts,
+    fit_step_costs,
+)
 from tests.synthetic import STEP_SECONDS, TOKEN_SECONDS, Laboratory, records
 
 LAB = Laboratory()
@@ -52,7 +58,7 @@ def with_cpu_share(share: float) -> Records:
 def test_times_of_a_busy_machine_are_doubtful(share: float, verdict: str) -> None:
     frontier = estimate(with_cpu_share(share)).frontier
     assert set(frontier["verdict"]) == {verdict}
-    assert all(("CPU share 61%" in reason) == (verdict != "ok") for reason in frontier["reason"])
+    assert all(("CPU share 61%" in reason) == (verdict != "ok") for reason in frontier["explanation"])
 
 
 def test_times_without_a_processor_clock_are_not_doubted() -> None:

@@ -6,10 +6,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from analysis.cells import estimate_cells
-from analysis.learning_rates import best_rate, choose_rates, fit_rates, rate_verdict, summarize_rates
-from analysis.noise import Noise
-from analysis.targets import targets
+from analysis.quantities.cells import estimate_cells
+from analysis.quantities.learning_rates import best_rate, choose_rates, fit_rates, rate_verdict, summarize_rates
+from analysis.quantities.targets import targets
+from analysis.statistics.noise import Noise
 from tests.synthetic import Laboratory, Planted, Run, plan, records
 
 LAB = Laboratory(noise=0.0, fresh_seeds=())

@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from analysis.noise import Noise, lack_of_fit, pooled, t_quantile
+from analysis.statistics.noise import Noise, lack_of_fit, pooled, t_quantile
 
 
 def runs(values: dict[tuple[str, str, str], float]) -> pl.DataFrame:

@@ -9,9 +9,9 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 
-from analysis import captions, figure_style, panels, plots
 from analysis import format as fmt
 from analysis.estimate import Estimates, estimate, headline_target
+from analysis.page import captions, figure_style, panels, plots
 from tests.synthetic import Laboratory, Planted, plan, records
 
 LAB = Laboratory()

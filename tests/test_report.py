@@ -6,11 +6,11 @@ from dataclasses import replace
 import polars as pl
 import pytest
 
-from analysis import plots
-from analysis.answer import answers, lead
 from analysis.estimate import estimate
-from analysis.html_table import html_table
-from analysis.report import inline_svg, models, write_report
+from analysis.page import plots
+from analysis.page.answer import answers, lead
+from analysis.page.html_table import html_table
+from analysis.page.report import inline_svg, models, write_report
 from analysis.schemas import RUNS, TABLES
 from tests.synthetic import Laboratory, plan, records
 
@@ -81,7 +81,7 @@ def test_page_links_only_to_files_that_are_there(page, folder):
 
 def test_tables_hold_every_digit(estimates, folder):
     cells = pl.read_csv(folder / "tables" / "cells.csv", schema=estimates.cells.schema)
-    assert cells.select(pl.exclude("reason")).equals(estimates.cells.select(pl.exclude("reason")))
+    assert cells.select(pl.exclude("explanation")).equals(estimates.cells.select(pl.exclude("explanation")))
 
 
 def test_page_shows_the_estimates_it_was_given(page):
@@ -216,7 +216,9 @@ def test_answer_compares_critical_batches_only_where_both_are_sound(muon, verdic
     [("rising", "rises"), ("falling", "falls"), ("unresolved", "no trend with the batch is decided")],
 )
 def test_answer_states_a_trend_by_its_verdict(verdict, claim, estimates):
-    said = sentences(replace(estimates, ratio_trends=with_columns(estimates.ratio_trends, verdict=verdict, reason="")))
+    said = sentences(
+        replace(estimates, ratio_trends=with_columns(estimates.ratio_trends, verdict=verdict, explanation=""))
+    )
     assert claim in said
     assert (" rises with" in said, " falls with" in said) == (claim == "rises", claim == "falls")
 
@@ -271,7 +273,7 @@ def test_lead_gives_both_critical_batches_and_their_caveat(estimates):
         critical_batch_tokens_low=2000.0,
         critical_batch_tokens_high=pl.when(own).then(pl.lit(2600.0)).otherwise(2700.0),
         verdict=pl.when(own).then(pl.lit("edge_of_grid")).otherwise(pl.lit("ok")),
-        reason=pl.when(own).then(pl.lit("")).otherwise(pl.lit("one rate")),
+        explanation=pl.when(own).then(pl.lit("")).otherwise(pl.lit("one rate")),
     )
     said = lead(replace(estimates, critical_batches=changed))
     assert "Muon's critical batch is 2.30K [2.00K, 2.70K] tokens against 2.30K [2.00K, 2.60K] tokens for AdamW." in said
@@ -322,7 +324,7 @@ def test_frontiers_timed_on_a_busy_machine_have_no_winner(estimates):
     ours = estimates.frontier.filter(pl.col("optimizer") == "adamw")
     theirs = ours.with_columns(pl.col("train_seconds", "device_seconds") * 0.5, optimizer=pl.lit("muon"))
     slow = "times were measured on a machine shared with other work: CPU share 61%"
-    both = with_columns(pl.concat([ours, theirs]), verdict="shared_machine", reason=slow)
+    both = with_columns(pl.concat([ours, theirs]), verdict="shared_machine", explanation=slow)
     sound = with_columns(estimates.cells, verdict="ok")
     said = lead(replace(estimates, frontier=both, cells=sound))
     assert f"are not compared: {slow}." in said
@@ -337,7 +339,7 @@ def test_frontiers_of_batches_with_a_caveat_have_no_winner(estimates):
 
 
 def test_reasons_stand_once_below_their_table(estimates):
-    frame = with_columns(estimates.critical_batches, verdict="misfit", reason="a long reason")
+    frame = with_columns(estimates.critical_batches, verdict="misfit", explanation="a long reason")
     made = html_table("critical_batches", "", frame, TABLES["critical_batches"])
     assert made.notes == ["¹ a long reason"]
     verdicts = {row[made.header.index("verdict")] for row in made.rows}
@@ -372,13 +374,13 @@ def test_provenance_says_how_busy_the_machine_was(estimates, tmp_path):
 
 
 def test_importing_the_report_loads_no_plotting_library_and_no_torch():
-    code = "import sys, analysis.report; print({'seaborn', 'matplotlib', 'jinja2', 'torch'} & sys.modules.keys())"
+    code = "import sys, analysis.page.report; print({'seaborn', 'matplotlib', 'jinja2', 'torch'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
 
 def test_answer_claims_no_trend_over_ratios_with_caveats(estimates):
-    changed = with_columns(estimates.ratio_trends, verdict="rising", reason="batch 4096: edge_of_grid")
+    changed = with_columns(estimates.ratio_trends, verdict="rising", explanation="batch 4096: edge_of_grid")
     said = sentences(replace(estimates, ratio_trends=changed))
     assert "no trend with the batch is claimed" in said
     assert " rises with" not in said
@@ -386,7 +388,7 @@ def test_answer_claims_no_trend_over_ratios_with_caveats(estimates):
 
 def test_answer_tells_the_reservation_beside_a_claim(estimates):
     changed = with_columns(
-        estimates.token_ratios, verdict="ok", reason="muon: one rate", token_ratio_low=1.2, token_ratio_high=1.9
+        estimates.token_ratios, verdict="ok", explanation="muon: one rate", token_ratio_low=1.2, token_ratio_high=1.9
     )
     said = sentences(replace(estimates, token_ratios=changed))
     assert "needs fewer tokens" in said

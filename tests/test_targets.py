@@ -6,8 +6,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from analysis.curves import Records
-from analysis.targets import targets
+from analysis.inputs.records import Records
+from analysis.quantities.targets import targets
 from tests.synthetic import FLOPS_PER_TOKEN, Laboratory, plan, records
 
 LAB = Laboratory(noise=0.0)

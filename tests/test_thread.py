@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from analysis.curves import load
 from analysis.estimate import estimate
-from analysis.plots import FIGURES
+from analysis.inputs.records import load
+from analysis.page.plots import FIGURES
 from harness.config import RunConfig
 from harness.record import RunFolder, read_json, read_rows
 from sweeps.cli import main

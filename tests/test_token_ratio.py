@@ -6,9 +6,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from analysis.cells import estimate_cells
 from analysis.estimate import estimate
-from analysis.token_ratio import token_ratios
+from analysis.quantities.cells import estimate_cells
+from analysis.quantities.token_ratio import token_ratios
 from tests.synthetic import Laboratory, Planted, plan, records, targets_table
 
 LAB = Laboratory(targets=(2.0,), warmup_tokens=0)
@@ -49,7 +49,7 @@ def test_token_ratio_names_the_side_that_has_no_tokens() -> None:
     runs = [replace(r, log_tokens=99.0) if (r.optimizer, r.batch) == ("muon", 256) else r for r in plan(LAB)]
     row = estimate(records(LAB, runs)).token_ratios.row(by_predicate=pl.col("global_batch_tokens") == 256, named=True)
     assert (row["token_ratio"], row["verdict"]) == (None, "not_reached")
-    assert row["reason"].startswith("Muon: target not reached")
+    assert row["explanation"].startswith("Muon: target not reached")
 
 
 def test_token_ratio_has_one_series_for_each_challenger() -> None:
@@ -89,14 +89,14 @@ def test_ratio_trend_with_a_fall_on_its_way_is_not_called_rising() -> None:
     _, trends = ratios(lab)
     assert trends["slope_low"][0] > 0
     assert trends["verdict"].to_list() == ["non_monotone"]
-    assert "down from batch 1K to 4K" in trends["reason"][0]
+    assert "down from batch 1K to 4K" in trends["explanation"][0]
 
 
 def test_token_ratio_passes_on_the_reservations_of_both_sides() -> None:
     table, _ = ratios(replace(LAB, rates=(1.0,), grid_seeds=(0, 1, 4)))
     assert set(table["verdict"]) == {"ok"}
     one = "only one learning rate was tried"
-    assert set(table["reason"]) == {f"AdamW: {one}; Muon: {one}"}
+    assert set(table["explanation"]) == {f"AdamW: {one}; Muon: {one}"}
 
 
 def test_ratio_trend_needs_three_batches() -> None:

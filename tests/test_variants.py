@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from analysis.variants import first_variant, split_by_variants
+from analysis.inputs.variants import first_variant, split_by_variants
 
 
 def runs(*rows: tuple[str, int, dict[str, Any]]) -> pl.DataFrame:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analysis.curves import Records
-from analysis.learning_rates import CELL, choose_rates
-from analysis.noise import Noise, pooled, t_quantile
+from analysis.inputs.records import Records
+from analysis.quantities.learning_rates import CELL, choose_rates
+from analysis.quantities.targets import curves
 from analysis.schemas import EQUAL_BUDGET, table
-from analysis.targets import curves
+from analysis.statistics.noise import Noise, pooled, t_quantile
 
 _COMPARED = ["model", "protocol"]
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import polars as pl
 
-from analysis import captions
 from analysis import format as fmt
-from analysis.answer import DEFINITION, answers, lead
 from analysis.estimate import Estimates
-from analysis.frontier import cpu_shares
-from analysis.html_table import HtmlTable, html_table
+from analysis.page import captions
+from analysis.page.answer import DEFINITION, answers, lead
+from analysis.page.html_table import HtmlTable, html_table
+from analysis.quantities.frontier import cpu_shares
 from analysis.schemas import RUNS, TABLES
 from harness.record import write_atomically
 
@@ -81,7 +81,7 @@ def inline_svg(svg: bytes, prefix: str, label: str) -> str:
 
 
 def _draw(estimates: Estimates, folder: Path) -> Iterator[DrawnFigure]:
-    from analysis import figure_style, plots  # seaborn takes seconds to import
+    from analysis.page import figure_style, plots  # seaborn takes seconds to import
 
     parts = models(estimates)
     for model, part in parts.items():
@@ -103,7 +103,7 @@ def _render(estimates: Estimates, figures: list[DrawnFigure], reference: Path | 
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("analysis"),
+        loader=PackageLoader("analysis.page"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import polars as pl
 
+from analysis.inputs.variants import first_variant, split_by_variants
 from analysis.schemas import EVALUATIONS, RUNS, Columns, polars_schema
-from analysis.variants import first_variant, split_by_variants
 from harness.record import RUN_COLUMNS, RunFolder, SweepManifest, complete, read_json, read_rows
 
 pl.Config.set_engine_affinity("in-memory")  # the streaming engine keeps no row order and sums in any order
@@ -70,7 +70,7 @@ def from_frames(manifest: SweepManifest, runs: pl.DataFrame, evaluations: pl.Dat
         .join(stages, on="run_id", how="inner")
         .join(evaluations, on="run_id", how="semi")
     )
-    runs = split_by_variants(runs.select(*RUNS).sort("run_id"))
+    runs = split_by_variants(runs.with_columns(tuning=pl.lit("")).select(*RUNS).sort("run_id"))
     evaluations = evaluations.select(*EVALUATIONS).join(runs, on="run_id", how="semi")
     manifest = manifest.model_copy(update={"baseline": first_variant(manifest.baseline, runs)})
     return Records(manifest, runs, evaluations.sort("run_id", "step"))

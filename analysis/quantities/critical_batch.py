@@ -7,11 +7,11 @@ import numpy as np
 import polars as pl
 
 from analysis import format as fmt
-from analysis.cells import Cells, why_unreached
-from analysis.fit import NUM_PARAMETERS, Array, Estimate, Fit, fit_saturating
-from analysis.learning_rates import SERIES
-from analysis.noise import Errors, Noise, t_quantile
+from analysis.quantities.cells import Cells, why_unreached
+from analysis.quantities.learning_rates import SERIES
 from analysis.schemas import CRITICAL_BATCHES, FIT_CURVES, table
+from analysis.statistics.fit import NUM_PARAMETERS, Array, Estimate, Fit, fit_saturating
+from analysis.statistics.noise import Errors, Noise, t_quantile
 
 #: A fall of T with B, in log T, that counts as real where there are no replicates to tell.
 MIN_FALL_WITHOUT_REPLICATES = 0.1
@@ -185,14 +185,19 @@ def _row(definition: str, series: SeriesFit, estimate: Estimate, verdict: str, r
     t_min, s_min = (fit.t_min_tokens, fit.s_min_steps) if fit else (_NOTHING, _NOTHING)
     return {
         "definition": definition,
+        "residuals": "log",
         **_columns("critical_batch_tokens", estimate),
         **_columns("t_min_tokens", t_min),
         **_columns("s_min_steps", s_min),
+        **_columns("exponent", Estimate(1.0) if fit else _NOTHING),
+        **_columns("tail_slope", _NOTHING),
         "num_batches": len(series.batches),
         "lack_of_fit_p": fit.lack_of_fit_p if fit else None,
         "rms_residual": float(np.sqrt(np.mean(fit.residuals**2))) if fit else None,
+        "aicc": None,
         "verdict": verdict,
-        "reason": reason,
+        "reasons": "" if verdict == "ok" else verdict,
+        "explanation": reason,
     }
 
 

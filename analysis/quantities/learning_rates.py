@@ -13,9 +13,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from analysis.curves import Records
-from analysis.noise import LACK_OF_FIT_LEVEL, MIN_DOF, Noise, lack_of_fit, t_quantile
-from analysis.targets import curves, targets
+from analysis.inputs.records import Records
+from analysis.quantities.targets import curves, targets
+from analysis.statistics.noise import LACK_OF_FIT_LEVEL, MIN_DOF, Noise, lack_of_fit, t_quantile
 
 Array = NDArray[np.float64]
 
@@ -80,6 +80,7 @@ def summarize_rates(runs: pl.DataFrame) -> pl.DataFrame:
             log_tokens=pl.col("tokens_to_target").log().mean(),
         )
         .with_columns(log_tokens=pl.when(pl.col("num_reached") == pl.col("num_runs")).then("log_tokens"))
+        .with_columns(tuning=pl.lit(""))
         .sort("global_batch_tokens", "peak_lr")
     )
 

@@ -12,8 +12,8 @@ from typing import Any
 import polars as pl
 
 from analysis import format as fmt
-from analysis.cells import lowest_seen
 from analysis.estimate import Estimates, headline_target
+from analysis.quantities.cells import lowest_seen
 
 Row = dict[str, Any]
 
@@ -173,7 +173,7 @@ def _ratio_sentence(row: Row) -> str:
     side = _favours(row)
     if side == "caveat":
         return f"{place} {challenger} and {baseline} are not ranked: {ratio}; {fmt.judged(row)}."
-    ratio += f"; {row['reason']}" if row["reason"] else ""
+    ratio += f"; {row['explanation']}" if row["explanation"] else ""
     if side == "unresolved":
         return f"{place} no difference between {challenger} and {baseline} is resolved ({ratio})."
     amount = "fewer" if side == "challenger" else "more"
@@ -187,8 +187,9 @@ def _trend_sentence(row: Row) -> str:
     if row["verdict"] not in directions:
         known = [] if row["slope"] is None else [slope]
         return f"{pair}: no trend with the batch is decided ({'; '.join([*known, fmt.judged(row)])})."
-    if row["reason"]:
-        return f"{pair}: no trend with the batch is claimed ({slope}, resting on ratios with caveats: {row['reason']})."
+    if row["explanation"]:
+        caveats = f"resting on ratios with caveats: {row['explanation']}"
+        return f"{pair}: no trend with the batch is claimed ({slope}, {caveats})."
     return f"{pair} {directions[row['verdict']]} with the batch ({slope})."
 
 
@@ -200,7 +201,7 @@ def _critical_numbers(found: _AtTarget, names: list[str]) -> str:
     caveats = [
         f" {'Reservation' if row['verdict'] == 'ok' else 'Caveat'} for {fmt.optimizer_name(name)}: {fmt.judged(row)}."
         for name in names
-        if (row := found.criticals.get(name)) and (row["verdict"] != "ok" or row["reason"])
+        if (row := found.criticals.get(name)) and (row["verdict"] != "ok" or row["explanation"])
     ]
     return f"{_owner(names[0])} critical batch is {numbers[0]}{against}.{decided}{''.join(caveats)}"
 
@@ -221,7 +222,9 @@ def _critical_sentence(found: _AtTarget, name: str) -> str:
     if unsound := _unsound(found, [name, found.baseline]):
         return f"{pair} is not compared with {other}. {unsound}."
     own, base = found.criticals[name], found.criticals[found.baseline]
-    reserved = [f"{fmt.optimizer_name(row['optimizer'])}: {row['reason']}" for row in (own, base) if row["reason"]]
+    reserved = [
+        f"{fmt.optimizer_name(row['optimizer'])}: {row['explanation']}" for row in (own, base) if row["explanation"]
+    ]
     reservation = f" ({'; '.join(reserved)})" if reserved else ""
     if own["critical_batch_tokens_low"] > base["critical_batch_tokens_high"]:
         return f"{pair} is larger than {other}: the intervals do not overlap{reservation}."
@@ -273,7 +276,7 @@ def _doubts(found: _AtTarget, pair: list[str]) -> list[str]:
     own = pl.col("optimizer").is_in(pair)
     number = found.cells.filter(own, pl.col("verdict") != "ok").height
     carry = "carries a caveat or is left out" if number == 1 else "carry a caveat or are left out"
-    clocks = found.frontier.filter(own, pl.col("verdict") != "ok")["reason"].unique().sort().to_list()
+    clocks = found.frontier.filter(own, pl.col("verdict") != "ok")["explanation"].unique().sort().to_list()
     return [*([f"{number} of the batches behind them {carry}"] if number else []), *clocks]
 
 

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from analysis.curves import load, save
+from analysis.inputs.records import load, save
 from harness.record import RunFolder, read_json, read_rows, write_json
 from tests.synthetic import Laboratory, plan, records, write_runs
 

@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from analysis.curves import Records
+from analysis.inputs.records import Records
 from analysis.schemas import TARGETS
 
 #: Protocols that read the loss of the averaged weights; all others read that of the raw ones.
@@ -32,6 +32,7 @@ def targets(records: Records) -> pl.DataFrame:
         .with_columns(tokens_to_target=pl.when(reached).then("crossing_tokens"))
         .with_columns(
             steps_to_target=pl.col("tokens_to_target") / pl.col("global_batch_tokens"),
+            bound_tokens=_bound(),
             flops_to_target=_at_crossing("train_flops"),
             train_seconds_to_target=_at_crossing("train_seconds"),
         )
@@ -85,6 +86,14 @@ def _status() -> pl.Expr:
         .when(pl.col("tokens_seen_before").fill_null(0) == 0)
         .then(pl.lit("reached_at_first_eval"))
         .otherwise(pl.lit("reached"))
+    )
+
+
+def _bound() -> pl.Expr:
+    """Return what a run without a crossing says of T: above its last mark, or below its first one."""
+    bounds = {"not_reached": "tokens_seen", "reached_at_first_eval": "tokens_seen_after"}
+    return pl.coalesce(pl.when(pl.col("status") == status).then(pl.col(name)) for status, name in bounds.items()).cast(
+        pl.Float64
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
-from analysis.noise import LACK_OF_FIT_LEVEL, Errors, lack_of_fit, t_quantile
+from analysis.statistics.noise import LACK_OF_FIT_LEVEL, Errors, lack_of_fit, t_quantile
 
 Array = NDArray[np.float64]
 

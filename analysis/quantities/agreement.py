@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analysis.curves import Records
+from analysis.inputs.records import Records
+from analysis.inputs.variants import differing_settings
 from analysis.schemas import AGREEMENT, table
-from analysis.variants import differing_settings
 
 _PLACE = (
     "model",

@@ -43,7 +43,9 @@ def html_table(
     )
     header = [_heading(column, columns[column].unit) for column in shown]
     frame, omitted = frame.head(MAX_ROWS), max(0, frame.height - MAX_ROWS)
-    reasons = [reason for reason in frame["reason"].unique(maintain_order=True) if reason] if "verdict" in shown else []
+    reasons = (
+        [reason for reason in frame["explanation"].unique(maintain_order=True) if reason] if "verdict" in shown else []
+    )
     marks = {reason: str(number).translate(_SUPERSCRIPTS) for number, reason in enumerate(reasons, start=1)}
     rows = [[_cell(row, column, marks, exact) for column in shown] for row in frame.iter_rows(named=True)]
     return HtmlTable(name, words, header, rows, [f"{mark} {reason}" for reason, mark in marks.items()], omitted)
@@ -53,7 +55,7 @@ def _with_verdict_early(columns: list[str], frame: pl.DataFrame) -> list[str]:
     """Put the verdict, which refers to its reason, before the first estimate: no number is read without it."""
     if "verdict" not in columns:
         return columns
-    others = [name for name in columns if name not in ("verdict", "reason")]
+    others = [name for name in columns if name not in ("verdict", "reasons", "explanation")]
     estimates = (place for place, name in enumerate(others) if f"{name}_low" in frame.columns)
     place = next(estimates, len(others))  # columns that are null throughout are left out: there may be no estimate
     return [*others[:place], "verdict", *others[place:]]
@@ -61,7 +63,7 @@ def _with_verdict_early(columns: list[str], frame: pl.DataFrame) -> list[str]:
 
 def _cell(row: dict[str, object], column: str, marks: dict[str, str], exact: bool) -> str:
     if column == "verdict":
-        return fmt.verdict(str(row["verdict"])) + marks.get(str(row["reason"]), "")
+        return fmt.verdict(str(row["verdict"])) + marks.get(str(row["explanation"]), "")
     if exact and type(row[column]) is int:
         return str(row[column])
     return fmt.estimate(row, column) if row[column] is not None or f"{column}_low" in row else fmt.MISSING

@@ -16,7 +16,7 @@ import polars as pl
 from scipy.optimize import nnls
 
 from analysis import format as fmt
-from analysis.curves import Records
+from analysis.inputs.records import Records
 from analysis.schemas import COST_MODEL, FRONTIER, table
 
 #: One 200 Gb/s link per device, and the launch of one collective over it.
@@ -59,7 +59,12 @@ def frontier(records: Records, cells: pl.DataFrame, chosen: pl.DataFrame) -> tup
     sequences = dict(records.runs.select("model", "sequence_length").unique().iter_rows())
     points = [*_measured(chosen), *_projected(cells, costs, sequences)]
     verdicts = _clock_verdicts(records)
-    marks = {"on_frontier": False, "on_flops_frontier": False}
+    unknown = (
+        "device",
+        "model_error",
+        *(f"{n}_{e}" for n in ("train_seconds", "device_seconds") for e in ("low", "high")),
+    )
+    marks = {"on_frontier": False, "on_flops_frontier": False} | dict.fromkeys(unknown)
     rows = [point | marks | verdicts.get((point["model"], point["optimizer"]), _SOUND) for point in points]
     frame = table(rows, FRONTIER).with_columns(
         pl.struct("train_seconds", cost).map_batches(_undominated, pl.Boolean).over(_PLACE).alias(name)
@@ -120,7 +125,7 @@ def cpu_shares(records: Records) -> pl.DataFrame:
     )
 
 
-_SOUND = {"verdict": "ok", "reason": ""}
+_SOUND = {"verdict": "ok", "reasons": "", "explanation": ""}
 
 
 def _clock_verdicts(records: Records) -> dict[tuple[str, str], dict[str, str]]:
@@ -128,7 +133,11 @@ def _clock_verdicts(records: Records) -> dict[tuple[str, str], dict[str, str]]:
     lowest = cpu_shares(records).group_by("model", "optimizer").agg(pl.col("cpu_share").min())
     why = "times were measured on a machine shared with other work: CPU share"
     return {
-        (model, optimizer): {"verdict": "shared_machine", "reason": f"{why} {share:.0%}"}
+        (model, optimizer): {
+            "verdict": "shared_machine",
+            "reasons": "shared_machine",
+            "explanation": f"{why} {share:.0%}",
+        }
         for model, optimizer, share in lowest.iter_rows()
         if share < MIN_CPU_SHARE
     }

@@ -14,9 +14,9 @@ import polars as pl
 import seaborn
 from matplotlib.axes import Axes
 
-from analysis import figure_style as style
 from analysis import format as fmt
-from analysis.figure_style import OptimizerStyle, OrderedStyle
+from analysis.page import figure_style as style
+from analysis.page.figure_style import OptimizerStyle, OrderedStyle
 
 TOP_EDGE, BOTTOM_EDGE = 0.96, 0.04
 HEADROOM = 0.12

@@ -13,12 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from analysis import figure_style as style
 from analysis import format as fmt
-from analysis import panels
 from analysis.estimate import Estimates, headline_target
-from analysis.figure_style import OptimizerStyle, OrderedStyle
-from analysis.targets import curves
+from analysis.page import figure_style as style
+from analysis.page import panels
+from analysis.page.figure_style import OptimizerStyle, OrderedStyle
+from analysis.quantities.targets import curves
 
 FITTED_DEFINITION = "emin_over_smin"
 
@@ -294,7 +294,7 @@ def _trend_note(estimates: Estimates, challenger: str, target: float) -> str:
         return f"{fmt.loss(target)}: trend not estimated"
     row = rows.row(0, named=True)
     slope = "" if row["slope"] is None else f", slope {fmt.estimate(row, 'slope')}"
-    caveat = " (with caveats)" if row["reason"] and row["verdict"] in ("rising", "falling") else ""
+    caveat = " (with caveats)" if row["explanation"] and row["verdict"] in ("rising", "falling") else ""
     return f"{fmt.loss(target)}: {fmt.verdict(row['verdict'])}{slope}{caveat}"
 
 

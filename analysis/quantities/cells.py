@@ -8,9 +8,9 @@ import numpy as np
 import polars as pl
 
 from analysis import format as fmt
-from analysis.learning_rates import SERIES, RateCurves, best_rate, fit_rates, rate_verdict, summarize_rates
-from analysis.noise import NO_NOISE, Noise, pooled, t_quantile
+from analysis.quantities.learning_rates import SERIES, RateCurves, best_rate, fit_rates, rate_verdict, summarize_rates
 from analysis.schemas import CELLS, RATES, table
+from analysis.statistics.noise import NO_NOISE, Noise, pooled, t_quantile
 
 #: A target reached within fewer multiples of the warmup says more about the warmup than about the batch.
 MIN_WARMUPS_TO_TARGET = 5
@@ -120,12 +120,14 @@ def _cell(
     row = {
         "global_batch_tokens": batch,
         "best_lr": best_lr,
+        "tuning": "",
         **dict(zip(("optimal_lr", "optimal_lr_low", "optimal_lr_high"), optimum, strict=True)),
         "lr_verdict": lr_verdict,
         "lr_reason": lr_reason,
         "seeds_from": "fresh" if confirmed else "grid",
         "num_seeds": used.height,
         "num_reached": used["log_tokens"].len() - used["log_tokens"].null_count(),
+        "num_censored": used["bound_tokens"].count(),
         "tokens_to_target": _geometric_mean(used, "tokens_to_target") if known else None,
         "tokens_to_target_low": low,
         "tokens_to_target_high": high,
@@ -134,7 +136,8 @@ def _cell(
             for name in ("steps_to_target", "flops_to_target", "train_seconds_to_target")
         },
         "verdict": verdict,
-        "reason": reason,
+        "reasons": "" if verdict == "ok" else verdict,
+        "explanation": reason,
     }
     return row, used if known else used.clear()
 

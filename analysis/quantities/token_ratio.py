@@ -7,10 +7,10 @@ import numpy as np
 import polars as pl
 
 from analysis import format as fmt
-from analysis.cells import Cells, complete_groups
-from analysis.fit import MIN_SPARE_POINTS, NUM_PARAMETERS
-from analysis.noise import NO_NOISE, Errors, pooled, t_quantile
+from analysis.quantities.cells import Cells, complete_groups
 from analysis.schemas import RATIO_TRENDS, TOKEN_RATIOS, table
+from analysis.statistics.fit import MIN_SPARE_POINTS, NUM_PARAMETERS
+from analysis.statistics.noise import NO_NOISE, Errors, pooled, t_quantile
 
 _SERIES = ("model", "protocol", "target_loss_nats")
 _WORST_FIRST = (
@@ -43,7 +43,7 @@ def token_ratios(estimated: Cells, baseline: str, level: float) -> tuple[pl.Data
 
 def _side_by_side(cells: pl.DataFrame, baseline: str, challenger: str) -> pl.DataFrame:
     """Return a row per batch that both have: log_ratio (null without both T), the worse verdict, both reasons."""
-    columns = ("global_batch_tokens", "tokens_to_target", "verdict", "reason")
+    columns = ("global_batch_tokens", "tokens_to_target", "verdict", "explanation")
     sides = [cells.filter(pl.col("optimizer") == name).select(columns) for name in (baseline, challenger)]
     both = sides[0].join(sides[1], on="global_batch_tokens", suffix="_challenger").sort("global_batch_tokens")
     rank, rank_challenger = (
@@ -52,17 +52,17 @@ def _side_by_side(cells: pl.DataFrame, baseline: str, challenger: str) -> pl.Dat
     )
     own = {
         name: pl.col(name).str.replace(NO_NOISE, "", literal=True).str.strip_suffix("; ")
-        for name in ("reason", "reason_challenger")
+        for name in ("explanation", "explanation_challenger")
     }  # the ratio says by itself whether it has an interval
     reasons = (
         pl.when(own[column] != "").then(pl.lit(f"{fmt.optimizer_name(name)}: ") + own[column])
-        for name, column in ((baseline, "reason"), (challenger, "reason_challenger"))
+        for name, column in ((baseline, "explanation"), (challenger, "explanation_challenger"))
     )
     return both.select(
         "global_batch_tokens",
         log_ratio=(pl.col("tokens_to_target") / pl.col("tokens_to_target_challenger")).log(),
         verdict=pl.when(rank_challenger < rank).then("verdict_challenger").otherwise("verdict"),
-        reason=pl.concat_str(reasons, separator="; ", ignore_nulls=True),
+        explanation=pl.concat_str(reasons, separator="; ", ignore_nulls=True),
     )
 
 
@@ -133,8 +133,12 @@ def _ratio_rows(
                 "token_ratio_low": low,
                 "token_ratio_high": high,
                 "num_pairs": 0 if log_ratio is None else num_pairs[index_of[batch]],
+                "tokens_saved": None,
+                "tokens_saved_low": None,
+                "tokens_saved_high": None,
                 "verdict": verdict,
-                "reason": reason,
+                "reasons": "" if verdict == "ok" else verdict,
+                "explanation": reason,
             }
         )
     return rows
@@ -193,4 +197,8 @@ def _move_against(slope: float, known: pl.DataFrame, errors: Errors, level: floa
 
 def _trend_row(slope: float | None, half: float | None, verdict: str, reason: str) -> dict[str, Any]:
     low, high = (None, None) if slope is None or half is None else (slope - half, slope + half)
-    return {"slope": slope, "slope_low": low, "slope_high": high, "verdict": verdict, "reason": reason}
+    drop = ("largest_drop", "largest_drop_low", "largest_drop_high", "drop_from_tokens", "drop_to_tokens")
+    nothing = dict.fromkeys(drop)
+    reasons = "" if verdict in ("rising", "falling", "unresolved") else verdict
+    judged = {"verdict": verdict, "reasons": reasons, "explanation": reason}
+    return {"slope": slope, "slope_low": low, "slope_high": high} | nothing | judged

@@ -1,0 +1,1 @@
+"""Where the numbers come from: records of sweeps, and tables from outside."""

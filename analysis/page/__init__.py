@@ -1,0 +1,1 @@
+"""What is shown: figures, captions, answers in words, the report."""

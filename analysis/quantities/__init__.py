@@ -1,0 +1,1 @@
+"""One file a quantity: tokens to a target, critical batch, token ratio, frontier, losses at equal budgets."""

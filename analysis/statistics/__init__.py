@@ -1,0 +1,1 @@
+"""Arrays in, numbers out: fits, noise, intervals; no names of optimizers, no tables."""
