@@ -1,18 +1,54 @@
-"""Every estimate that a sweep's records support: the one entry point of the analysis."""
+"""Every estimate that records support: the one entry point of the analysis."""
 
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import polars as pl
 
 from analysis.inputs.records import Records
 from analysis.quantities.agreement import agreement, what_differs
-from analysis.quantities.cells import estimate_cells
+from analysis.quantities.branching import branched_batches
+from analysis.quantities.cells import Cells, estimate_cells
+from analysis.quantities.choices import choices
+from analysis.quantities.cost_model import CostOptions
 from analysis.quantities.critical_batch import critical_batches
+from analysis.quantities.dominance import dominance
 from analysis.quantities.equal_budget import equal_budget
+from analysis.quantities.final_losses import FinalLosses, final_losses
 from analysis.quantities.frontier import frontier
+from analysis.quantities.gaps import gaps
+from analysis.quantities.iso_loss import iso_loss
+from analysis.quantities.laws import laws
+from analysis.quantities.loss_laws import loss_laws
+from analysis.quantities.rate_rules import rate_rules
+from analysis.quantities.ratio_decomposition import ratio_decomposition
+from analysis.quantities.speedup import speedups
 from analysis.quantities.targets import targets
 from analysis.quantities.token_ratio import token_ratios
+from analysis.quantities.tuning import tuning
 from analysis.schemas import AGREEMENT, TABLES, table
+
+Tables = dict[str, pl.DataFrame]
+
+
+@dataclass(frozen=True)
+class EstimateOptions:
+    """What an estimate is made with beside the records.
+
+    level: of the intervals. reference_batch_tokens: of `overhead_20pct`. definitions: of the critical batch, None for
+    all that T(B) can give. residuals and loss: what least squares compares. costs: what is assumed of other machines.
+    budgets (device-seconds) and deadlines (seconds): limits asked about, beside round ones.
+    """
+
+    level: float = 0.9
+    reference_batch_tokens: int | None = None
+    definitions: Sequence[str] | None = None
+    residuals: str = "log"
+    loss: str = "squares"
+    costs: CostOptions = field(default_factory=CostOptions)
+    budgets: Sequence[float] = ()
+    deadlines: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -38,6 +74,7 @@ class Estimates:
     choices: pl.DataFrame
     cost_model: pl.DataFrame
     equal_budget: pl.DataFrame
+    final_losses: pl.DataFrame
     gaps: pl.DataFrame
     iso_loss: pl.DataFrame
     speedups: pl.DataFrame
@@ -47,23 +84,24 @@ class Estimates:
 
 def estimate(
     records: Records,
-    level: float = 0.9,
-    reference_batch_tokens: int | None = None,
+    options: EstimateOptions | None = None,
     reference: Records | None = None,
+    timings: pl.DataFrame | None = None,
 ) -> Estimates:
-    """Make all tables of a sweep; intervals hold with probability `level`.
+    """Make all tables of a sweep, or of outside tables.
 
-    `reference_batch_tokens` is that of `overhead_20pct`; by default the smallest batch that all optimizers of the sweep
-    share. With `reference`, the records of an earlier run of the sweep, `agreement` compares the two number by number.
+    Without a reference batch in the options, that of a sweep is the smallest batch that all its optimizers share;
+    outside tables have none. With `reference`, the records of an earlier run of the sweep, `agreement` compares the
+    two number by number. `timings` are those of `critbatch time`.
     """
-    if reference_batch_tokens is None:
-        reference_batch_tokens = smallest_shared_batch(records.runs)
-    tables = _tables(records, level, reference_batch_tokens)
+    options = options or EstimateOptions()
+    if options.reference_batch_tokens is None and not records.outside:
+        options = dataclasses.replace(options, reference_batch_tokens=smallest_shared_batch(records.runs))
+    tables = _tables(records, options, timings)
     compared = table([], AGREEMENT)
     if reference is not None:
-        earlier = _tables(reference, level, reference_batch_tokens)
-        compared = agreement(tables, earlier, what_differs(records, reference))
-    return Estimates(records, level, reference_batch_tokens, **tables, agreement=compared)
+        compared = agreement(tables, _tables(reference, options, None), what_differs(records, reference))
+    return Estimates(records, options.level, options.reference_batch_tokens, **tables, agreement=compared)
 
 
 def smallest_shared_batch(runs: pl.DataFrame) -> int | None:
@@ -85,33 +123,81 @@ def headline_target(estimates: Estimates) -> float | None:
     return hardest
 
 
-def _tables(records: Records, level: float, reference_batch_tokens: int | None) -> dict[str, pl.DataFrame]:
+def by_model(estimates: Estimates) -> dict[str, Estimates]:
+    """Split the estimates by model: figures and answers never mix two."""
+    return {name: _of_model(estimates, name) for name in sorted(estimates.records.runs["model"].unique())}
+
+
+def _of_model(estimates: Estimates, model: str) -> Estimates:
+    own = pl.col("model") == model
+    runs = estimates.records.runs.filter(own)
+    evaluations = estimates.records.evaluations.join(runs, on="run_id", how="semi", maintain_order="left")
+    frames = {name: getattr(estimates, name).filter(own) for name, columns in TABLES.items() if "model" in columns}
+    records = dataclasses.replace(estimates.records, runs=runs, evaluations=evaluations)
+    return dataclasses.replace(estimates, records=records, **frames)
+
+
+def _tables(records: Records, options: EstimateOptions, timings: pl.DataFrame | None) -> Tables:
+    level = options.level
     to_target = targets(records)
-    estimated = estimate_cells(to_target, level)
-    batches, curves = critical_batches(estimated, level, reference_batch_tokens)
-    ratios, trends = token_ratios(estimated, records.manifest.baseline, level)
-    points, costs = frontier(records, estimated.cells, estimated.chosen)
-    absent = (
-        "loss_laws",
-        "laws",
-        "ratio_decomposition",
-        "rate_rules",
-        "dominance",
-        "choices",
-        "gaps",
-        "iso_loss",
-        "speedups",
-        "tuning",
+    finals = final_losses(records, level)
+    fitted, from_laws = loss_laws(finals, records.losses(), level)
+    cells = estimate_cells(to_target, level).joined_with(from_laws)
+    of_tokens = _of_tokens(records, cells, options)
+    return (
+        {"targets": to_target, "rates": cells.rates, "cells": cells.cells, "loss_laws": fitted}
+        | of_tokens
+        | _of_time(records, cells, options, timings)
+        | _of_budgets(records, finals, level)
     )
-    return {name: table([], TABLES[name]) for name in absent} | {
-        "targets": to_target,
-        "rates": estimated.rates,
-        "cells": estimated.cells,
+
+
+def _of_tokens(records: Records, cells: Cells, options: EstimateOptions) -> Tables:
+    level, baseline = options.level, records.manifest.baseline
+    batches, curves = _critical_batches(records, cells, options)
+    ratios, trends = token_ratios(cells, baseline, level)
+    return {
         "critical_batches": batches,
         "fit_curves": curves,
+        "laws": laws(batches, records.runs.select("model", "num_params_nonembedding"), level),
         "token_ratios": ratios,
         "ratio_trends": trends,
+        "ratio_decomposition": ratio_decomposition(cells, baseline, level),
+        "rate_rules": rate_rules(cells, baseline, level),
+    }
+
+
+def _critical_batches(records: Records, cells: Cells, options: EstimateOptions) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return critical batches and their curves: of T(B), and of the branches of a checkpoint where there are any."""
+    branched = branched_batches(records)
+    definitions = options.definitions
+    if definitions is not None and branched.height:
+        definitions = [name for name in definitions if name != "branched"]
+    batches, curves = critical_batches(
+        cells, options.level, options.reference_batch_tokens, definitions, options.residuals, options.loss
+    )
+    if options.definitions is None or "branched" in options.definitions:
+        batches = pl.concat([batches, branched]).sort(batches.columns, nulls_last=True)
+    return batches, curves
+
+
+def _of_time(records: Records, cells: Cells, options: EstimateOptions, timings: pl.DataFrame | None) -> Tables:
+    points, costs = frontier(records, cells, options.level, options.costs, timings)
+    return {
         "frontier": points,
         "cost_model": costs,
-        "equal_budget": equal_budget(records, level),
+        "dominance": dominance(points, cells, records.manifest.baseline, options.level),
+        "choices": choices(points, options.budgets, options.deadlines),
+    }
+
+
+def _of_budgets(records: Records, finals: FinalLosses, level: float) -> Tables:
+    baseline = records.manifest.baseline
+    return {
+        "equal_budget": equal_budget(records, finals, level),
+        "final_losses": finals.cells,
+        "gaps": gaps(finals, baseline, level),
+        "iso_loss": iso_loss(finals, baseline, level),
+        "speedups": speedups(finals, baseline, level),
+        "tuning": tuning(records),
     }

@@ -9,7 +9,20 @@ from typing import Any
 
 MISSING = "–"
 
-_OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon"}
+_OPTIMIZERS = {
+    "adamw": "AdamW",
+    "lamb": "LAMB",
+    "lars": "LARS",
+    "lion": "Lion",
+    "mona": "MONA",
+    "muon": "Muon",
+    "muon_plus": "Muon+",
+    "orscale": "OrScale",
+    "scion": "Scion",
+    "sgd": "SGD",
+    "shampoo": "Shampoo",
+    "soap": "SOAP",
+}
 _VERDICTS = {
     "mid_schedule": "read while the learning rate decays",
     "edge_of_grid": "best learning rate at the edge of those tried",
@@ -24,6 +37,7 @@ _VERDICTS = {
     "misfit": "the curve misses the points",
     "few_points": "too few points",
     "refused": "an input is missing",
+    "shared_machine": "timed on a machine shared with other work",
 }
 _SHORT_VERDICTS = {
     "mid_schedule": "mid-schedule",
@@ -37,6 +51,8 @@ _SHORT_VERDICTS = {
     "misfit": "misfit",
     "few_points": "too few points",
     "refused": "input missing",
+    "shared_machine": "shared machine",
+    "not_reached": "not reached",
 }
 _TOKEN_SUFFIXES = ("", "K", "M", "B", "T")
 _SI_SUFFIXES = ("", "K", "M", "G", "T", "P", "E", "Z", "Y")
@@ -153,8 +169,14 @@ _WRITERS: tuple[tuple[str, Callable[[Any], str]], ...] = (
     ("target_loss_nats", loss),
     ("_nats", "{:.3f}".format),
     ("_lr", "{:.3g}".format),
-    ("token_ratio", "{:.2f}".format),
+    ("_ratio", "{:.2f}".format),
     ("slope", "{:.2f}".format),
+    ("share", "{:.0%}".format),
+    ("model_error", "{:+.1%}".format),
+    ("p_value", "{:.2g}".format),
+    ("p_value_holm", "{:.2g}".format),
+    ("lack_of_fit_p", "{:.2g}".format),
+    ("limit", seconds),
     ("tokens", tokens),
     ("tokens_seen", tokens),
     ("tokens_to_target", tokens),

@@ -116,7 +116,9 @@ CELLS: Columns = {
     "num_reached": Column(int, "", "how many of them reached the target"),
     "num_censored": Column(int, "", "how many of them give a bound of T alone"),
     **_interval(
-        "tokens_to_target", "tokens", "geometric mean over the runs at the chosen rate, of bounds by likelihood"
+        "tokens_to_target",
+        "tokens",
+        "geometric mean over the runs at the chosen setting, bounds by likelihood, less the luck of the choice",
     ),
     **_TO_TARGET,
     **_VERDICT,
@@ -130,9 +132,12 @@ CRITICAL_BATCHES: Columns = {
     "definition": Column(str, "", "one of the definitions below"),
     "residuals": Column(str, "", "what least squares compares: log (log T), raw_tokens, raw_steps; with the loss"),
     **_interval("critical_batch_tokens", "tokens", "critical batch size by the row's definition"),
+    "tokens_to_target": Column(float, "tokens", "T at the critical batch, log T interpolated between the batches"),
     **_interval("t_min_tokens", "tokens", "tokens to the target at vanishing batch"),
     **_interval("s_min_steps", "steps", "steps to the target at infinite batch"),
-    **_interval("exponent", "", "α of T = T_min (1 + (B / B_crit)^α); 1 by definition where it has no interval"),
+    **_interval(
+        "exponent", "", "α of T = T_min (1 + (B / B_crit)^α); taken as 1 in emin_over_smin unless replicates refute it"
+    ),
     **_interval("tail_slope", "", "d log S / d log B beyond the kink; -1 before it"),
     "num_batches": Column(int, "", "batch sizes in the fit"),
     "lack_of_fit_p": Column(float, "", "p-value of the misfit against the replicate variance"),
@@ -147,7 +152,7 @@ FIT_CURVES: Columns = {
     **_TARGET,
     **_PROTOCOL,
     **_BATCH,
-    **_interval("tokens_to_target", "tokens", "fitted T_min (1 + B / B_crit)"),
+    **_interval("tokens_to_target", "tokens", "the curve that gives emin_over_smin: T_min (1 + (B / B_crit)^α)"),
     **_interval("steps_to_target", "steps", "fitted tokens_to_target / global_batch_tokens"),
 }
 
@@ -169,11 +174,13 @@ LOSS_LAWS: Columns = {
 LAWS: Columns = {
     "of": Column(str, "", "what the power law is of: critical_batch_tokens"),
     "definition": Column(str, "", "definition of the critical batch"),
-    **_MODEL,
+    "model": Column(str, "", "the model within which the law holds; null: it goes across models"),
     **_OPTIMIZER,
     **_PROTOCOL,
-    **_TARGET,
-    "by": Column(str, "", "variables of the law, joined by a comma"),
+    "target_loss_nats": Column(float, "nats/token", "the loss at which it holds; null: it goes across losses"),
+    "by": Column(
+        str, "", "variables of the law, joined by a comma: num_params_nonembedding, tokens_to_target, target_loss_nats"
+    ),
     "term": Column(str, "", "the variable of this row"),
     **_interval("exponent", "", "exponent of the term"),
     **_interval("prefactor", "", "factor of the law in tokens and the units of its variables"),
@@ -199,7 +206,7 @@ RATIO_TRENDS: Columns = {
     **_TARGET,
     **_PROTOCOL,
     **_interval("slope", "", "d log token_ratio / d log global_batch_tokens"),
-    **_interval("largest_drop", "", "largest fall of log R from a batch to a larger one; simultaneous over all pairs"),
+    **_interval("largest_drop", "", "largest fall of log R to a larger batch, over all pairs at once; below 0: a rise"),
     "drop_from_tokens": Column(int, "tokens", "batch where that fall begins"),
     "drop_to_tokens": Column(int, "tokens", "batch where it ends"),
     **_VERDICT,
@@ -213,7 +220,9 @@ RATIO_DECOMPOSITION: Columns = {
     "quantity": Column(
         str,
         "",
-        "ratio_small_batch (R_0), ratio_large_batch (R_∞), critical_batch_ratio (R_∞ / R_0), exponent (α of both), "
+        "ratio_small_batch (R_0), ratio_large_batch (R_∞), critical_batch_ratio (at equal loss: R_∞ / R_0 at α = 1), "
+        "critical_batch_ratio_equal_tokens (at the loss that the challenger reaches with the baseline's T_min), "
+        "exponent (α of both), "
         "tail_slope_baseline, tail_slope_challenger, tail_slope_difference (of log S beyond the kink)",
     ),
     **_interval("value", "", "the quantity"),
@@ -233,21 +242,26 @@ RATE_RULES: Columns = {
     **_VERDICT,
 }
 
+_DEVICE = {"device": Column(str, "", "kind of device, never mixed with another; unstated where a table does not say")}
+
 FRONTIER: Columns = {
     **_MODEL,
     **_OPTIMIZER,
     **_TARGET,
     **_PROTOCOL,
     **_BATCH,
-    "num_devices": Column(int, "", "devices"),
+    "num_devices": Column(int, "", "devices; null where a table does not say"),
     "kind": Column(str, "", "measured: the runs' own seconds; projected: by the cost model"),
-    "device": RUN_COLUMNS["device"],
+    **_DEVICE,
     **_interval("train_seconds", "s", "time to the target inside optimizer steps"),
     **_interval("device_seconds", "s", "train_seconds × num_devices"),
     "train_flops": Column(float, "FLOP", "training FLOPs to the target"),
     "model_error": Column(float, "", "cost model over measured seconds of the same point, less 1; null if projected"),
     "on_frontier": Column(
-        bool, "", "no other point of its kind, optimizer and target is as fast and costs fewer device_seconds"
+        bool,
+        "",
+        "no other point of its kind, device, optimizer and target is as fast and costs fewer device_seconds; null "
+        "where these are",
     ),
     "on_flops_frontier": Column(bool, "", "the same with train_flops as the cost"),
     **_VERDICT,
@@ -259,6 +273,7 @@ DOMINANCE: Columns = {
     **_TARGET,
     **_PROTOCOL,
     "kind": Column(str, "", "measured or projected points"),
+    **_DEVICE,
     "cost": Column(str, "", "device_seconds or train_flops"),
     **_interval("share", "", "share of the time axis, in log seconds, where the challenger's frontier costs less"),
     **_interval("cost_ratio", "", "cost of the baseline over the challenger's at the same deadline, geometric mean"),
@@ -272,13 +287,14 @@ CHOICES: Columns = {
     **_TARGET,
     **_PROTOCOL,
     "kind": Column(str, "", "measured or projected points"),
+    **_DEVICE,
     "question": Column(str, "", "fastest: within a budget of device-seconds; cheapest: within a deadline in seconds"),
     "limit": Column(float, "s", "the budget or the deadline"),
     **_OPTIMIZER,
     **_BATCH,
     "num_devices": Column(int, "", "devices"),
-    "train_seconds": Column(float, "s", "time of the best point within the limit"),
-    "device_seconds": Column(float, "s", "its device-seconds"),
+    **_interval("train_seconds", "s", "time of the best point within the limit; null where no point is within it"),
+    **_interval("device_seconds", "s", "its device-seconds"),
     **_VERDICT,
 }
 
@@ -294,14 +310,31 @@ EQUAL_BUDGET: Columns = {
     **_OPTIMIZER,
     **_BATCH,
     **_PROTOCOL,
-    "tokens": Column(int, "tokens", "training tokens that every run compared has seen"),
-    "mark": Column(str, "", "final: the end of every run compared; intermediate: on the way of some"),
+    "tokens": Column(int, "tokens", "the budget, or at a mark the tokens that every run compared has seen"),
+    "mark": Column(str, "", "final: the end of a token budget; intermediate: on the way of some runs compared"),
     **_interval("val_loss_nats", "nats/token", "mean over the runs at the chosen rate, interpolated in log tokens"),
     "num_runs": Column(int, "", "runs at the chosen rate"),
     "peak_lr": RUNS["peak_lr"],
+    **_TUNING,
 }
 
-_BUDGET = {"token_budget": Column(int, "tokens", "tokens that both sides had")}
+_BUDGET = {"token_budget": Column(int, "tokens", "tokens that every run compared was given")}
+
+FINAL_LOSSES: Columns = {
+    **_MODEL,
+    **_OPTIMIZER,
+    **_PROTOCOL,
+    **_BATCH,
+    **_BUDGET,
+    "tokens": Column(int, "tokens", "what whole steps of the budget gave"),
+    "peak_lr": RUNS["peak_lr"],
+    **_TUNING,
+    "lr_verdict": CELLS["lr_verdict"],
+    "seeds_from": Column(str, "", "fresh: seeds that took no part in the choice of the rate; grid: those that did"),
+    "num_runs": Column(int, "", "runs at the chosen rate"),
+    **_interval("final_loss_nats", "nats/token", "mean loss at the end of the budget at the chosen rate"),
+    **_VERDICT,
+}
 
 GAPS: Columns = {
     **_MODEL,
@@ -381,6 +414,7 @@ TABLES: dict[str, Columns] = {
     "choices": CHOICES,
     "cost_model": COST_MODEL,
     "equal_budget": EQUAL_BUDGET,
+    "final_losses": FINAL_LOSSES,
     "gaps": GAPS,
     "iso_loss": ISO_LOSS,
     "speedups": SPEEDUPS,

@@ -237,14 +237,18 @@ class RunConfig(Frozen):
 
 
 class MachineConfig(Frozen):
-    """Where a run runs; nothing here may change what it computes beyond the order of a sum."""
+    """Where a run runs; nothing here may change what it computes beyond the order of a sum.
+
+    With `checkpoint_every_seconds: auto` a run saves every minute, or more seldom where that would take a twentieth of
+    its time.
+    """
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: Count = 1
     max_micro_batch_tokens: Count = 2048
     threads: Count | None = None
     compile: bool = False
-    checkpoint_every_seconds: NonNegative = 60.0
+    checkpoint_every_seconds: NonNegative | Literal["auto"] = "auto"
 
 
 def _preset_shape(name: Any) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from harness.batch_plan import BatchPlan
 from harness.config import RunConfig
 from harness.corpus import Corpus, count_evaluation_windows
+from harness.failures import reading_the_corpus
 from harness.shards import Tokens, open_shard
 from harness.shuffle import window_index
 
@@ -62,8 +63,10 @@ class TokenStream(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Tensor]:
         trainer = self.trainer
         assert trainer is not None, "the stream starts where its trainer stands"
+        with reading_the_corpus():
+            tokens = open_shard(self._corpus.folder, "train")
         batches = MicroBatches(
-            open_shard(self._corpus.folder, "train"),
+            tokens,
             self._plan,
             self._run.steps,
             self._run.data_seed,

@@ -9,6 +9,7 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 
 from harness.config import SCIENCE_VERSION, MachineConfig, RunConfig
 from harness.corpus import Corpus
+from harness.halving import micro_batch_halvings
 from harness.provenance import routing_table
 from harness.record import RunFolder, Value, read_json, write_json
 
@@ -76,6 +77,7 @@ def start(files: RunFolder, run: RunConfig, machine: MachineConfig, row: dict[st
                     f"go on with the same, or remove {files.checkpoint.name} to train from the start"
                 )
         row |= {"started_at": before["started_at"], "resumes": before["resumes"] + 1}
+    row["micro_batch_halvings"] = micro_batch_halvings(files)
     if int(os.environ.get("RANK", "0")) == 0:
         files.path.mkdir(parents=True, exist_ok=True)
         for partial in files.path.glob(f"{files.checkpoint.name}.*"):  # of a process that was killed while it saved

@@ -2,7 +2,6 @@
 
 import math
 import platform
-import subprocess
 from collections import Counter
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -22,6 +21,7 @@ from harness.flops import (
     optimizer_flops_per_step,
 )
 from harness.optimizers.combined import route
+from harness.origin import code_commit, code_snapshot, host_name, job_id, lock_hash, nvidia_driver
 from harness.record import RUN_COLUMNS, Value
 
 
@@ -30,6 +30,7 @@ def describe_run(run: RunConfig, machine: MachineConfig, plan: BatchPlan, corpus
     row: dict[str, Value] = dict.fromkeys(RUN_COLUMNS) | _science(run) | _counts(run) | _machine(machine, plan)
     row |= {"bytes_per_token": corpus.bytes_per_token, "routing": _routing_summary(routing_table(run))}
     row |= {"started_at": datetime.now(UTC).isoformat(timespec="seconds"), "status": "running", "resumes": 0}
+    row["micro_batch_halvings"] = 0
     assert row.keys() == RUN_COLUMNS.keys(), row.keys() ^ RUN_COLUMNS.keys()
     return row
 
@@ -95,6 +96,10 @@ def _counts(run: RunConfig) -> dict[str, Value]:
 def _machine(machine: MachineConfig, plan: BatchPlan) -> dict[str, Value]:
     return {
         "device": device_name(machine),
+        "host": host_name(),
+        "job_id": job_id(),
+        "driver": nvidia_driver() if uses_gpu(machine) else None,
+        "cuda_version": torch.version.cuda if uses_gpu(machine) else None,
         "num_devices": machine.devices,
         "micro_batch_tokens": plan.micro_batch_tokens,
         "accumulation": plan.accumulation,
@@ -104,6 +109,8 @@ def _machine(machine: MachineConfig, plan: BatchPlan) -> dict[str, Value]:
         "torch_version": torch.__version__,
         "lightning_version": version("lightning"),
         "code_commit": code_commit(),
+        "code_snapshot": code_snapshot(),
+        "lock_hash": lock_hash(),
     }
 
 
@@ -122,22 +129,3 @@ def device_name(machine: MachineConfig) -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
-
-
-def code_commit() -> str | None:
-    """Return the commit of the checkout that this code lies in, with + for local changes; null outside a checkout.
-
-    Code in an environment that lies inside another project's checkout is not tracked there: null too.
-    """
-    here = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        result = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True)
-        return result.stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".")
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None

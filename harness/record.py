@@ -79,15 +79,22 @@ RUN_COLUMNS: dict[str, Column] = {
     "flops_convention": Column(str, "", "what flops_per_token counts"),
     "routing": Column(str, "", "weights by the algorithm that updates them; tensor by tensor in routing.json"),
     "device": Column(str, "", "processor or accelerator"),
+    "host": Column(str, "", "machine of the latest start"),
+    "job_id": Column(str, "", "Slurm job of the latest start, with its array task; null outside Slurm"),
+    "driver": Column(str, "", "version of the NVIDIA driver; null on a processor"),
+    "cuda_version": Column(str, "", "CUDA that PyTorch was built with; null on a processor"),
     "num_devices": Column(int, "", "devices of the run"),
-    "micro_batch_tokens": Column(int, "tokens", "tokens per device and forward pass"),
+    "micro_batch_tokens": Column(int, "tokens", "tokens per device and forward pass, as run"),
     "accumulation": Column(int, "", "micro-batches per device and step"),
+    "micro_batch_halvings": Column(int, "", "how often the run started anew with half the micro-batch, out of memory"),
     "threads": Column(int, "", "threads per process"),
     "compiled": Column(bool, "", "whether torch.compile was used"),
     "python_version": Column(str, "", "version of the interpreter"),
     "torch_version": Column(str, "", "version of PyTorch"),
     "lightning_version": Column(str, "", "version of Lightning"),
     "code_commit": Column(str, "", "git commit of the code, with + for local changes; null outside a checkout"),
+    "code_snapshot": Column(str, "", "hash of the copy of the code that was queued; null when run from elsewhere"),
+    "lock_hash": Column(str, "", "hash of the versions of all installed packages"),
     "started_at": Column(str, "", "UTC time of the first start"),
     "status": Column(str, "", "running, finished, diverged"),
     "stop_reason": Column(str, "", "budget, target, non_finite_loss, loss_above_start; null while running"),
@@ -98,6 +105,22 @@ RUN_COLUMNS: dict[str, Column] = {
     "other_seconds": Column(float, "s", "as in the evaluations, at the end"),
     "resumes": Column(int, "", "how often the run was taken up again from a checkpoint"),
     "config_json": Column(str, "", "the whole RunConfig"),
+}
+
+#: In a sweep's folder, {"rows": [...]}.
+TIMINGS_JSON = "timings.json"
+
+#: A row of it: one micro-batch and one optimizer step, timed with nothing beside them.
+TIMING_COLUMNS: dict[str, Column] = {
+    "run_id": Column(str, "", "a run of the sweep that was timed: its model and optimizer at this micro-batch"),
+    **{name: RUN_COLUMNS[name] for name in ("model", "optimizer", "device", "threads", "precision")},
+    "micro_batch_tokens": RUN_COLUMNS["micro_batch_tokens"],
+    "micro_batch_seconds": Column(float, "s", "reading, forward and backward of one micro-batch, median"),
+    "optimizer_seconds": Column(float, "s", "clipping, optimizer and averaging of one step, median"),
+    "matrix_seconds": Column(float, "s", "updates of the matrices within it that could be shared out over devices"),
+    "repeats": Column(int, "", "steps that were timed"),
+    "spread": Column(float, "", "quartile range of the seconds of a step over their median"),
+    "cpu_share": Column(float, "", "processor seconds over threads × seconds; null on a GPU"),
 }
 
 
@@ -168,7 +191,7 @@ class RunFolder:
 
     @property
     def failure(self) -> Path:
-        """reason and last lines of a run that crashed, as JSON; removed when it is tried again."""
+        """Why a run failed (reason, kind, host, job, last lines), as JSON; removed when it is tried again."""
         return self.path / "failure.json"
 
     @property

@@ -4,10 +4,13 @@
 `python -m torch.distributed.run` it is one rank of a run on several devices.
 """
 
+import gc
 import logging
 import sys
 import time
+import traceback
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +31,10 @@ from harness.callbacks.interruption import AtomicCheckpointIO, Checkpoints, Inte
 from harness.callbacks.probe import UpdateProbe
 from harness.callbacks.progress import Progress
 from harness.config import MachineConfig, RunConfig
-from harness.corpus import check_budget, prepare
+from harness.corpus import Corpus, check_budget, prepare
 from harness.data import TokenStream, validation_batches
+from harness.failures import is_out_of_memory, kind_of, reading_the_corpus, reason_of, write_failure
+from harness.halving import micro_batch_halvings, start_smaller, within_memory
 from harness.lifecycle import check_identity, check_processes, finish, finished_status, start
 from harness.module import LanguageModel
 from harness.provenance import describe_run, uses_gpu
@@ -40,31 +45,58 @@ from harness.schedule import evaluation_marks
 def train(run: RunConfig, machine: MachineConfig, folder: Path, corpus_cache: Path | None = None) -> str:
     """Train `run` in `folder` from its checkpoint if there is one; return its status, `finished` or `diverged`.
 
-    Raises: ValueError when the corpus, the batch split or the resumption does not fit; Interrupted when a signal came
-    (after a checkpoint: calling again goes on).
+    Memory that runs out before the first checkpoint starts the run anew with half the micro-batch.
+
+    Raises: ValueError when the batch split or the resumption does not fit, DataError when the corpus does not;
+    TooLargeError when no smaller micro-batch may be tried; Interrupted when a signal came (after a checkpoint: calling
+    again goes on).
     """
-    clocks = Clocks(time.perf_counter(), machine.compile)
-    _quieten()
+    started = time.perf_counter()
     files = RunFolder(folder)
     if (status := finished_status(files)) is not None:
         return status
     check_processes(machine)
-    plan = plan_batch(
-        run.global_batch_tokens, run.model.sequence_length, machine.devices, machine.max_micro_batch_tokens
-    )
-    corpus = prepare(run.corpus, corpus_cache)
+    with reading_the_corpus():
+        corpus = prepare(run.corpus, corpus_cache)
+        check_budget(corpus, run)
     check_identity(run, corpus)
-    check_budget(corpus, run)
     torch.set_num_threads(machine.threads or torch.get_num_threads())
-    row = start(files, run, machine, describe_run(run, machine, plan, corpus))
+    while (status := _attempt(run, within_memory(machine, files), corpus, files, started)) is None:
+        gc.collect()  # what the failed attempt left on the device
+        torch.cuda.empty_cache()
+    return status
 
-    module = LanguageModel(run)
-    if machine.compile:
-        module.network.compile(dynamic=False)
-    validation = validation_batches(corpus, run, machine.max_micro_batch_tokens // run.model.sequence_length)
+
+def _attempt(run: RunConfig, machine: MachineConfig, corpus: Corpus, files: RunFolder, started: float) -> str | None:
+    """Train to the end; null when memory ran out and the run is to start anew with half the micro-batch."""
+    limit, sequence_length = machine.max_micro_batch_tokens, run.model.sequence_length
+    plan = plan_batch(run.global_batch_tokens, sequence_length, machine.devices, limit)
+    row = start(files, run, machine, describe_run(run, machine, plan, corpus))
+    try:
+        return _train(run, machine, plan, corpus, files, row, Clocks(started, machine.compile))
+    except Exception as error:
+        if is_out_of_memory(error):
+            print(start_smaller(files, row), flush=True)
+        elif micro_batch_halvings(files) == row["micro_batch_halvings"]:
+            raise  # else another process ran out of memory, and this one lost its connection to it
+        if machine.devices > 1:
+            raise Interrupted("out of memory; every process has to start anew with half the micro-batch") from error
+    return None
+
+
+def _train(
+    run: RunConfig,
+    machine: MachineConfig,
+    plan: BatchPlan,
+    corpus: Corpus,
+    files: RunFolder,
+    row: dict[str, Value],
+    clocks: Clocks,
+) -> str:
+    with reading_the_corpus():
+        validation = validation_batches(corpus, run, machine.max_micro_batch_tokens // run.model.sequence_length)
     evaluation, callbacks = _callbacks(files, run, machine, validation, clocks)
-    trainer = _trainer(run, machine, plan, callbacks)
-    _leave_sigterm_alone(trainer)
+    module, trainer = build(run, machine, plan, callbacks)
     resume = files.checkpoint if files.checkpoint.exists() else None
     trainer.fit(module, datamodule=TokenStream(corpus, run, plan), ckpt_path=resume, weights_only=True)
 
@@ -73,6 +105,19 @@ def train(run: RunConfig, machine: MachineConfig, folder: Path, corpus_cache: Pa
     if trainer.is_global_zero:
         finish(files, row | outcome | {f"{clock}_seconds": value for clock, value in clocks.seconds.items()})
     return str(outcome["status"])
+
+
+def build(
+    run: RunConfig, machine: MachineConfig, plan: BatchPlan, callbacks: list[pl.Callback]
+) -> tuple[LanguageModel, pl.Trainer]:
+    """Build the module, compiled if asked to, and a Trainer that does nothing but train it and call back."""
+    _quieten()
+    module = LanguageModel(run)
+    if machine.compile:
+        module.network.compile(dynamic=False)
+    trainer = _trainer(run, machine, plan, callbacks)
+    _leave_sigterm_alone(trainer)
+    return module, trainer
 
 
 def _callbacks(
@@ -131,9 +176,13 @@ def _environment() -> ClusterEnvironment:
 
 
 def _leave_sigterm_alone(trainer: pl.Trainer) -> None:
-    """Drop the flag that Lightning sends around the ranks every micro-batch (Lightning issue 21487); `Checkpoints` has
-    its own.
+    """Keep Lightning from handling signals: `Checkpoints` does.
+
+    Its handler of SIGTERM loses the run and leaves with status 0; the flag that it sends around the ranks every
+    micro-batch takes time (Lightning issue 21487).
     """
+    connector: Any = trainer._signal_connector
+    connector.register_signal_handlers = lambda: None
     loop: Any = trainer.fit_loop.epoch_loop
     if hasattr(loop, "_broadcast_sigterm_tensor"):
         loop._broadcast_sigterm_tensor = lambda: None
@@ -147,18 +196,27 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
+    warnings.filterwarnings("ignore", message=".*srun.*command is available.*")
 
 
 def main() -> int:
-    """Train the run of the folder named on the command line."""
+    """Train the run of the folder named on the command line; say in its failure.json why it failed, unless another of
+    its processes has.
+    """
     files = RunFolder(Path(sys.argv[1]))
-    machine = read_json(files.machine) if files.machine.exists() else {}
-    run = RunConfig.parse(read_json(files.config), str(files.config))
     try:
+        machine = read_json(files.machine) if files.machine.exists() else {}
+        run = RunConfig.parse(read_json(files.config), str(files.config))
         print(train(run, MachineConfig.parse(machine, str(files.machine)), files.path))
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return STOPPED
+    except Exception as error:
+        traceback.print_exc()
+        with suppress(OSError):  # the disk may be full
+            if not files.failure.exists():
+                write_failure(files, reason_of(error), kind_of(error))
+        return 1
     return 0
 
 

@@ -6,15 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from sweeps.status import (
-    RunStatus,
-    SweepStatus,
-    cells_table,
-    counts_in_words,
-    duration,
-    read_status,
-    runs_table,
-)
+from sweeps.run_status import RunStatus
+from sweeps.status import SweepStatus, cells_table, counts_in_words, duration, read_status, runs_table
 from sweeps.store import RESULTS, State, SweepFolder
 
 if TYPE_CHECKING:
@@ -22,6 +15,7 @@ if TYPE_CHECKING:
 
 _LIVE_SECONDS = 1.0
 _PLAIN_SECONDS = 30.0
+_WATCH_SECONDS = 2.0
 
 Tick = Callable[[], None]
 
@@ -39,6 +33,19 @@ def shown(folder: SweepFolder) -> Iterator[Tick]:
         lines = PlainLines(folder)
         yield _every(_LIVE_SECONDS, lines.tick)
         lines.tick()
+
+
+def watch(picture: "Callable[[], tuple[RenderableType, bool]]") -> None:
+    """Show what `picture` returns, anew every two seconds, until it says that nothing will change any more."""
+    from rich.live import Live
+
+    with Live(auto_refresh=False) as live:
+        while True:
+            drawn, is_over = picture()
+            live.update(drawn, refresh=True)
+            if is_over:
+                return
+            time.sleep(_WATCH_SECONDS)
 
 
 class PlainLines:

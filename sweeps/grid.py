@@ -98,12 +98,12 @@ def _combinations(spec: SweepSpec) -> Iterator[Combination]:
     axes += [[{key: value} for value in values] for key, values in spec.grid.items() if key != "optimizer"]
     if spec.zip:
         axes.append([dict(zip(spec.zip, row, strict=True)) for row in zip(*spec.zip.values(), strict=True)])
-    seen: list[Combination] = []
+    seen: set[str] = set()
     for parts in itertools.product(*axes):
         merged = {key: value for part in parts for key, value in part.items()}
         combination = {key: value for key, value in merged.items() if _concerns(key, merged["optimizer"])}
-        if combination not in seen:
-            seen.append(combination)
+        if (key := repr(sorted(combination.items()))) not in seen:
+            seen.add(key)
             yield combination
 
 

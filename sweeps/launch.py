@@ -5,10 +5,11 @@ share the work.
 """
 
 import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from harness.config import MachineConfig
+from harness.config import MachineConfig, RunConfig
 from harness.record import RunFolder
 from sweeps.display import Tick, shown
 from sweeps.grid import on_fresh_seeds
@@ -17,6 +18,9 @@ from sweeps.pool import TRAIN, Pool, slot_environments, visible_gpus
 from sweeps.printing import counted
 from sweeps.spec import SweepSpec
 from sweeps.store import Stage, SweepFolder, add_confirmations, is_missing, locked, read_run
+
+if TYPE_CHECKING:
+    from analysis.estimate import EstimateOptions
 
 _LONGEST_JOB_MINUTES = 60 * 24 * 30
 
@@ -55,33 +59,60 @@ def run_folder(folder: SweepFolder, slots: int, first_slot: int = 0, train: str 
                 _train_stage(folder, "confirm", pool, tick)
 
 
-def choose_confirmations(spec: SweepSpec, folder: SweepFolder) -> None:
-    """Add the best rates of every cell, on fresh seeds, to the sweep."""
+def stage_runs(folder: SweepFolder, stage: Stage) -> list[RunConfig]:
+    """Return the runs of a stage, as the sweep's folder lists them."""
+    return [read_run(folder.run(run.run_id)) for run in folder.read_manifest().runs if run.stage == stage]
+
+
+def longest_first(runs: Iterable[RunConfig], machine: MachineConfig) -> list[RunConfig]:
+    """Return the runs, those with the most work first."""
+    return sorted(runs, key=lambda run: -work_of(run, machine).flops)
+
+
+def choose_confirmations(spec: SweepSpec, folder: SweepFolder) -> list[RunConfig]:
+    """Add the best rates of every cell, on fresh seeds, to the sweep; return them."""
+    runs = best_on_fresh_seeds(spec, folder)
+    add_confirmations(spec, runs, folder)
+    return runs
+
+
+def best_on_fresh_seeds(spec: SweepSpec, folder: SweepFolder) -> list[RunConfig]:
+    """Return the confirmations: the best rates of every cell of the grid, on fresh seeds."""
     assert spec.confirm is not None
-    grid = [read_run(folder.run(run.run_id)) for run in folder.read_manifest().runs if run.stage == "grid"]
     best = _runs_at_best_rates(folder.path, spec.confirm.top)
-    picked = [run for run in grid if run.run_id in best]
-    add_confirmations(spec, on_fresh_seeds(picked, spec.confirm.seeds), folder)
+    picked = [run for run in stage_runs(folder, "grid") if run.run_id in best]
+    return on_fresh_seeds(picked, spec.confirm.seeds)
 
 
-def report(folder: SweepFolder, reference: Path) -> Path:
+def report(
+    folder: SweepFolder,
+    reference: Path,
+    options: "EstimateOptions | None" = None,
+    baseline: str | None = None,
+    targets: Sequence[float] = (),
+) -> Path:
     """Compact the records, estimate, and write the report; return its place.
 
-    `reference` is the folder of a published run of this sweep, compared with if it exists.
+    `reference` is the folder of a published run of this sweep, compared with if it exists. `baseline` and
+    `targets` replace those of the sweep.
 
     Raises: ValueError when no run of the sweep has a result yet.
     """
     _check_report(folder)
     print("Drawing the report …", flush=True)
     from analysis.estimate import estimate
+    from analysis.inputs.load import read
     from analysis.inputs.records import load, save
+    from analysis.inputs.timings import read_timings
     from analysis.page.report import write_report
 
     with locked(folder):
-        records = load(folder.path)
-        save(records, folder.path)
+        records = read([folder.path], baseline=baseline, targets=targets)
+        if (folder.path / "runs").is_dir():  # a compacted folder is what it is
+            save(records, folder.path)
         compared = reference if reference.is_dir() else None
-        estimates = estimate(records, reference=load(compared) if compared else None)
+        earlier = load(compared) if compared else None
+        estimates = estimate(records, options, earlier, read_timings(folder.path))
         write_report(estimates, folder.path, reference=compared)
     return folder.path / "report.html"
 
@@ -126,10 +157,8 @@ def _runs_at_best_rates(folder: Path, top: int) -> set[str]:
 
 
 def _train_stage(folder: SweepFolder, stage: Stage, pool: Pool, tick: Tick) -> None:
-    runs = [folder.run(run.run_id) for run in folder.read_manifest().runs if run.stage == stage]
-    machine = folder.read_spec().machine
-    configs = {run: read_run(run) for run in runs}
-    pool.train(sorted(runs, key=lambda run: -work_of(configs[run], machine).flops), tick)
+    runs = longest_first(stage_runs(folder, stage), folder.read_spec().machine)
+    pool.train([folder.run(run.run_id) for run in runs], tick)
 
 
 def _gpus(machine: MachineConfig) -> list[str]:

@@ -1,25 +1,20 @@
 """What a sweep would do, before anything is queued: pure arithmetic on its runs, and the refusal of what cannot run."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
 
 from harness.batch_plan import plan_batch
 from harness.config import CorpusConfig, MachineConfig, RunConfig
-from harness.flops import (
-    count_parameters,
-    forward_backward_flops_per_token,
-    optimizer_flops_per_step,
-    optimizer_state_bytes,
-)
+from harness.flops import count_parameters, forward_backward_flops_per_token, optimizer_flops_per_step
+from harness.memory import DeviceMemory, checkpoint_bytes, device_memory
 from harness.schedule import evaluation_marks
 from sweeps.grid import expand
 from sweeps.mistakes import Mistakes
-from sweeps.printing import counted, narrow_table
+from sweeps.printing import counted
 from sweeps.spec import SweepSpec
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+from sweeps.speed import Kind, Speed
 
 CheckBudget = Callable[[RunConfig], None]
 
@@ -30,6 +25,7 @@ class Work:
 
     model: str
     optimizer: str
+    precision: str
     global_batch_tokens: int
     realized_tokens: int
     steps: int
@@ -37,9 +33,15 @@ class Work:
     micro_batch_tokens: int
     accumulation: int
     num_params: int
-    optimizer_state_bytes: int
     train_flops: float
+    evaluation_tokens: int
     evaluation_flops: float
+    checkpoint_bytes: int
+    device_memory_bytes: DeviceMemory
+
+    @property
+    def kind(self) -> Kind:
+        return self.model, self.optimizer, self.precision, self.micro_batch_tokens
 
     @property
     def flops(self) -> float:
@@ -53,14 +55,6 @@ class Work:
     def evaluation_share(self) -> float:
         """Evaluation's part of all FLOPs of the run."""
         return self.evaluation_flops / self.flops
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Sustained FLOP/s of one run at a time on one slot and where the number is from; none is a reason, not a zero."""
-
-    flops_per_second: float | None
-    source: str
 
 
 @dataclass(frozen=True)
@@ -83,13 +77,19 @@ class PlanRow:
 
 @dataclass(frozen=True)
 class Plan:
-    """A sweep's rows, and the totals that follow from them. Early stops are not foreseen: hours are at most."""
+    """A sweep's rows, and the totals that follow from them. Early stops are not foreseen: hours are at most.
+
+    `speed` is that of the device that is planned for, `other_speeds` are for comparison. Hours are those of slots: of
+    runs, one after the other. A run takes `devices` devices.
+    """
 
     sweep: str
     corpora: tuple[str, ...]
     rows: tuple[PlanRow, ...]
     slots: int
+    devices: int
     speed: Speed
+    other_speeds: tuple[Speed, ...] = ()
 
     @property
     def runs(self) -> int:
@@ -105,9 +105,23 @@ class Plan:
     def flops(self) -> float:
         return sum(row.flops for row in self.rows)
 
-    def hours(self, flops: float, slots: int = 1) -> float | None:
-        speed = self.speed.flops_per_second
-        return flops / speed / slots / 3600 if speed else None
+    def slot_hours(self, rows: "Sequence[PlanRow] | None" = None, speed: Speed | None = None) -> float | None:
+        """Return the hours of all runs of `rows`, by default of all; null unless the speed of each is known."""
+        rows, speed = self.rows if rows is None else rows, speed or self.speed
+        seconds = [(row.runs, speed.seconds(row.work)) for row in rows]
+        if any(of_one is None for _, of_one in seconds):
+            return None
+        return sum(runs * of_one for runs, of_one in seconds if of_one is not None) / 3600
+
+    def hours(self, speed: Speed | None = None) -> float | None:
+        """Return the hours until the last of the slots is done, if they share the work evenly."""
+        hours = self.slot_hours(speed=speed)
+        return None if hours is None else hours / self.slots
+
+    def device_hours(self, speed: Speed | None = None) -> float | None:
+        """Return the hours that are paid for: of every device of every run."""
+        hours = self.slot_hours(speed=speed)
+        return None if hours is None else hours * self.devices
 
 
 def prepare_runs(spec: SweepSpec) -> tuple[list[RunConfig], CheckBudget]:
@@ -132,9 +146,11 @@ def work_of(run: RunConfig, machine: MachineConfig) -> Work:
     flops_per_token = forward_backward_flops_per_token(run.model)
     evaluations = len(evaluation_marks(run.evaluation, run.global_batch_tokens, run.steps))
     weights_evaluated = 1 if run.averaging.kind == "none" else 2
+    evaluation_tokens = evaluations * weights_evaluated * run.evaluation.tokens
     return Work(
         model=run.model_name,
         optimizer=run.optimizer.name,
+        precision=run.precision,
         global_batch_tokens=run.global_batch_tokens,
         realized_tokens=run.realized_tokens,
         steps=run.steps,
@@ -142,135 +158,76 @@ def work_of(run: RunConfig, machine: MachineConfig) -> Work:
         micro_batch_tokens=split.micro_batch_tokens,
         accumulation=split.accumulation,
         num_params=count_parameters(run.model),
-        optimizer_state_bytes=optimizer_state_bytes(run.model, run.optimizer),
         train_flops=run.realized_tokens * flops_per_token
         + run.steps * optimizer_flops_per_step(run.model, run.optimizer),
-        # The forward pass is a third of forward and backward.
-        evaluation_flops=evaluations * weights_evaluated * run.evaluation.tokens * flops_per_token / 3,
+        evaluation_tokens=evaluation_tokens,
+        evaluation_flops=evaluation_tokens * flops_per_token / 3,  # forward is a third of forward and backward
+        checkpoint_bytes=checkpoint_bytes(run),
+        device_memory_bytes=device_memory(run, split.micro_batch_tokens),
     )
 
 
-def make_plan(spec: SweepSpec, runs: Sequence[RunConfig], check_budget: CheckBudget, slots: int, speed: Speed) -> Plan:
+def make_plan(
+    spec: SweepSpec,
+    runs: Sequence[RunConfig],
+    check_budget: CheckBudget,
+    slots: int,
+    speed: Speed,
+    other_speeds: Sequence[Speed] = (),
+) -> Plan:
     """Plan the grid stage and the confirmation. Raises: ValueError, one line for each thing that cannot run."""
     mistakes = Mistakes()
-    cells: dict[Work, list[RunConfig]] = {}
-    for run in runs:
-        for check in (lambda run: cells.setdefault(work_of(run, spec.machine), []).append(run), check_budget):
-            try:
-                check(run)
-            except ValueError as error:
-                mistakes.add(error, run.run_id)
+    cells: dict[Work, list[list[RunConfig]]] = {}
+    for alike in _alike(runs):
+        errors = list(_errors(alike[0], (partial(work_of, machine=spec.machine), check_budget)))
+        for error, run in product(errors, alike):
+            mistakes.add(error, run.run_id)
+        if not errors:
+            cells.setdefault(work_of(alike[0], spec.machine), []).append(alike)
     mistakes.raise_any(of=len(runs))
     rows = tuple(_row(spec, work, members) for work, members in cells.items())
-    return Plan(spec.name, tuple(dict.fromkeys(map(_corpus_in_words, runs))), rows, slots, speed)
+    corpora = tuple(dict.fromkeys(map(_corpus_in_words, runs)))
+    return Plan(spec.name, corpora, rows, slots, spec.machine.devices, speed, tuple(other_speeds))
 
 
-def measured_speed(run_rows: Iterable[Mapping[str, Any]]) -> Speed:
-    """Return FLOP/s over all finished runs: their FLOPs in optimizer steps over their seconds in optimizer steps."""
-    finished = [row for row in run_rows if row["status"] == "finished" and row["train_seconds"]]
-    if not finished:
-        return Speed(None, "no finished run of this sweep to measure it on; state it with --flops-per-second")
-    flops = sum(r["flops_per_token"] * r["tokens_seen"] + r["optimizer_flops_per_step"] * r["step"] for r in finished)
-    seconds = sum(row["train_seconds"] for row in finished)
-    return Speed(flops / seconds, f"measured on {counted(len(finished), 'finished run')} of this sweep")
+def _errors(run: RunConfig, checks: Iterable[Callable[[RunConfig], object]]) -> Iterator[ValueError]:
+    for check in checks:
+        try:
+            check(run)
+        except ValueError as error:
+            yield error
 
 
-def as_json(plan: Plan) -> dict[str, Any]:
-    """Return the plan as plain values; what is not known is null, with `flops_per_second_source` as its reason."""
-    return {
-        "sweep": plan.sweep,
-        "slots": plan.slots,
-        "runs": plan.runs,
-        "flops": plan.flops,
-        "hours": plan.hours(plan.flops, plan.slots),
-        "flops_per_second": plan.speed.flops_per_second,
-        "flops_per_second_source": plan.speed.source,
-        "cells": [
-            asdict(row.work)
-            | {
-                "warmup_share": row.work.warmup_share,
-                "evaluation_share": row.work.evaluation_share,
-                "peak_lrs": row.peak_lrs,
-                "grid_runs": row.grid_runs,
-                "confirm_runs": row.confirm_runs,
-                "flops": row.flops,
-                "slot_hours": plan.hours(row.flops),
-            }
-            for row in plan.rows
-        ],
-    }
+def check_hours(plan: Plan, budget_hours: float) -> None:
+    """Raise ValueError when the plan takes more device hours than the budget has, or nobody knows how many."""
+    hours = plan.device_hours()
+    if hours is None:
+        raise ValueError(f"{plan.sweep}: its hours are not known ({plan.speed.in_words}), --budget-hours asks for them")
+    if hours > budget_hours:
+        raise ValueError(
+            f"{plan.sweep}: {plan.runs_in_words} take up to {hours:.4g} device hours ({plan.speed.in_words}), "
+            f"--budget-hours is {budget_hours:g}; raise it, or lower token_budget or the number of rates and seeds"
+        )
 
 
-def as_table(plan: Plan) -> "RenderableType":
-    """Return the plan for a person, at most 80 columns wide; `as_json` has more."""
-    from rich.console import Group
-
-    table = narrow_table()
-    table.add_column("optimizer", no_wrap=True)
-    for heading in ("batch\ntokens", "runs"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("learning rates", justify="right")
-    for heading in ("steps", "tokens\na run"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("warmup\ntokens", justify="right")
-    for heading in ("micro-b.\n× accum.", "slot\nhours"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in plan.rows:
-        table.add_row(*_cells(plan, row))
-    title = f"{plan.sweep}: {plan.runs_in_words}"
-    return Group(title, *plan.corpora, *_models(plan), "", table, "", *_summary(plan))
+def _alike(runs: Sequence[RunConfig]) -> list[list[RunConfig]]:
+    """Return the runs that differ in learning rate and seeds alone together."""
+    found: dict[RunConfig, list[RunConfig]] = {}
+    for run in runs:
+        optimizer = run.optimizer.model_copy(update={"peak_lr": 1.0})
+        key = run.model_copy(update={"optimizer": optimizer, "init_seed": 0, "data_seed": 0})
+        found.setdefault(key, []).append(run)
+    return list(found.values())
 
 
-def _row(spec: SweepSpec, work: Work, runs: list[RunConfig]) -> PlanRow:
-    rates = sorted({run.optimizer.peak_lr for run in runs})
-    settings = {run.model_copy(update={"init_seed": 0, "data_seed": 0}).run_id for run in runs}
-    confirmed = (
-        len(spec.confirm.seeds) * min(spec.confirm.top, len(rates)) * (len(settings) // len(rates))
-        if spec.confirm
-        else 0
-    )
-    return PlanRow(work, tuple(rates), len(runs), confirmed)
+def _row(spec: SweepSpec, work: Work, members: list[list[RunConfig]]) -> PlanRow:
+    rates = [{run.optimizer.peak_lr for run in alike} for alike in members]
+    confirmed = 0
+    if spec.confirm:
+        confirmed = len(spec.confirm.seeds) * sum(min(spec.confirm.top, len(each)) for each in rates)
+    return PlanRow(work, tuple(sorted(set().union(*rates))), sum(map(len, members)), confirmed)
 
 
 def _corpus_in_words(run: RunConfig) -> str:
     corpus = run.corpus
     return f"Corpus: {corpus.source}, tokenizer {corpus.tokenizer} of {corpus.vocab_size:,} tokens."
-
-
-def _models(plan: Plan) -> list[str]:
-    models = {row.work.model: row.work.num_params for row in plan.rows}
-    return [f"Model: {model}, {num_params:,} parameters." for model, num_params in models.items()]
-
-
-def _cells(plan: Plan, row: PlanRow) -> list[str]:
-    work, hours = row.work, plan.hours(row.flops)
-    several_models = len(_models(plan)) > 1
-    return [
-        f"{work.optimizer}\n({work.model})" if several_models else work.optimizer,
-        f"{work.global_batch_tokens:,}",
-        f"{row.grid_runs}" + (f" + {row.confirm_runs}" if row.confirm_runs else ""),
-        ", ".join(f"{rate:g}" for rate in row.peak_lrs),
-        f"{work.steps:,}",
-        f"{work.realized_tokens:,}",
-        f"{work.warmup_tokens:,} ({work.warmup_share:.0%})",
-        f"{work.micro_batch_tokens:,} × {work.accumulation}",
-        "–" if hours is None else f"{hours:.2f}",
-    ]
-
-
-def _summary(plan: Plan) -> list[str]:
-    states = {row.work.optimizer: row.work.optimizer_state_bytes / 2**20 for row in plan.rows}
-    memory = ", ".join(f"{optimizer} {mebibytes:.1f} MiB" for optimizer, mebibytes in states.items())
-    evaluation = sum(row.runs * row.work.evaluation_flops for row in plan.rows) / plan.flops
-    flops = f"{plan.flops:.2e} FLOP in all, {evaluation:.0%} of them in evaluations."
-    return [f"Optimizer state: {memory}.", f"{flops} {_hours_in_words(plan)}"]
-
-
-def _hours_in_words(plan: Plan) -> str:
-    hours = plan.hours(plan.flops, plan.slots)
-    if hours is None:
-        return f"Hours: not known, {plan.speed.source}."
-    return (
-        f"At most {hours:.2f} hours on {counted(plan.slots, 'slot')} "
-        f"at {plan.speed.flops_per_second:.2e} FLOP/s a slot ({plan.speed.source})."
-    )

@@ -11,16 +11,24 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn, Self
 
-from harness.record import RunFolder
+from harness import STOPPED
+from harness.failures import FailureKind, TooLargeError
+from harness.halving import start_smaller
+from harness.record import RunFolder, read_json
+from sweeps.oom_kills import oom_kills
 from sweeps.store import State, claim, is_missing, record_failure, state
-from sweeps.worker import serve
+from sweeps.worker import STOP_SIGNALS, serve, writing
 
 TRAIN = "harness.train:train"
 
 _TICK_SECONDS = 0.5
 _RECHECK_SECONDS = 2.0
-#: A worker that dies may have been the machine's fault, so its run is taken up once more; then it is the run's.
+#: A worker that dies may have been the machine's fault, so its run is taken up once more; then it is the run's, unless
+#: it came further in between.
 _CRASHES_ALLOWED = 1
+
+#: Ends that were asked for from outside, and are nobody's fault.
+_ASKED_TO_END = frozenset({STOPPED, *(-number for number in STOP_SIGNALS)})
 
 
 class Worker:
@@ -30,6 +38,7 @@ class Worker:
         context = get_context("spawn")
         self.environment = environment
         self.run: RunFolder | None = None
+        self.oom_kills_before = oom_kills()
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, train, environment))
         with _sigint_ignored():  # inherited: a Ctrl-C must not hit a worker that is still starting
@@ -42,15 +51,34 @@ class Worker:
             self.pipe.send(str(run.path.absolute()))
 
     def take(self) -> tuple[RunFolder, State | None]:
-        """Return the run that was in hand and what became of it: None when the worker died on it."""
+        """Return the run that was in hand and what became of it: None when the worker died on it.
+
+        Raises: ValueError when its folder cannot be written.
+        """
         run, self.run = self.run, None
         assert run is not None
         try:
-            outcome: State = self.pipe.recv()
+            outcome: State | ValueError = self.pipe.recv()
         except (EOFError, ConnectionError):
             self.process.join()
             return run, None
+        if isinstance(outcome, ValueError):
+            raise outcome
         return run, outcome
+
+    def cause_of_death(self) -> tuple[FailureKind, str]:
+        """Return what a dead worker died of, as far as its exit status and the kernel's count of OOM kills tell."""
+        exitcode = self.process.exitcode
+        if exitcode == STOPPED:
+            return FailureKind.OTHER, "as a signal asked it to"
+        if exitcode is None or exitcode >= 0:
+            return FailureKind.OTHER, f"with exit status {exitcode}"
+        name = signal.Signals(-exitcode).name
+        if exitcode != -signal.SIGKILL:
+            return FailureKind.OTHER, f"by {name}"
+        if oom_kills() > self.oom_kills_before:
+            return FailureKind.OUT_OF_MEMORY, f"by {name}, as memory ran out (fewer slots take less)"
+        return FailureKind.OTHER, f"by {name} (out of memory?)"
 
     def dismiss(self) -> None:
         with suppress(BrokenPipeError):
@@ -62,6 +90,8 @@ class Pool:
 
     Left by Ctrl-C or SIGTERM (a KeyboardInterrupt too), it calls `stopping` and waits until the runs in hand have saved
     their checkpoints; a second Ctrl-C kills. `died` is told the run and the cause when a worker dies and is replaced.
+
+    Raises: ValueError when a run's folder cannot be written; the other runs save and stop.
     """
 
     def __init__(
@@ -78,7 +108,7 @@ class Pool:
         self._workers: list[Worker] = []
         self._queue: deque[RunFolder] = deque()
         self._elsewhere: list[RunFolder] = []
-        self._crashes: Counter[RunFolder] = Counter()
+        self._crashes: Counter[tuple[RunFolder, int | None]] = Counter()
 
     def __enter__(self) -> Self:
         self._sigterm_before = signal.signal(signal.SIGTERM, _interrupt)
@@ -133,20 +163,23 @@ class Pool:
         if outcome is None:
             self._workers.remove(worker)
             self._free.append(worker.environment)
-            self._crashed(run, worker.process.exitcode)
+            self._died_on(run, worker)
         elif outcome in (State.RUNNING, State.INTERRUPTED):
             self._elsewhere.append(run)
 
-    def _crashed(self, run: RunFolder, exitcode: int | None) -> None:
-        self._crashes[run] += 1
-        if self._crashes[run] <= _CRASHES_ALLOWED:
-            self._died(run, _cause(exitcode))
-            self._queue.append(run)
-            return
-        with claim(run) as held:
-            if held is not None and is_missing(run):
-                times = self._crashes[run]
-                record_failure(run, f"the worker process died {times} times, the last time {_cause(exitcode)}")
+    def _died_on(self, run: RunFolder, worker: Worker) -> None:
+        """Queue the run again, or record its failure once it has killed its worker repeatedly at the same place."""
+        kind, cause = worker.cause_of_death()
+        if kind == FailureKind.OUT_OF_MEMORY and _started_smaller(run):
+            cause += "; it starts anew with half the micro-batch"
+        elif worker.process.exitcode not in _ASKED_TO_END:
+            place = (run, _changed_at(run.checkpoint))
+            self._crashes[place] += 1
+            if self._crashes[place] > _CRASHES_ALLOWED:
+                _record(run, f"the worker process died {self._crashes[place]} times, the last time {cause}", kind)
+                return
+        self._died(run, cause)
+        self._queue.append(run)
 
     def _look_elsewhere(self) -> None:
         """Take over the runs that another pool left unfinished."""
@@ -195,10 +228,25 @@ def visible_gpus() -> list[str]:
     return [str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
 
 
-def _cause(exitcode: int | None) -> str:
-    if exitcode is not None and exitcode < 0:
-        return f"by {signal.Signals(-exitcode).name}" + (" (out of memory?)" if exitcode == -signal.SIGKILL else "")
-    return f"with exit status {exitcode}"
+def _record(run: RunFolder, reason: str, kind: FailureKind) -> None:
+    with writing(run), claim(run) as held:
+        if held is not None and is_missing(run):
+            record_failure(run, reason, kind)
+
+
+def _started_smaller(run: RunFolder) -> bool:
+    """Halve the micro-batch of a run that has no checkpoint yet; tell whether that was possible."""
+    with writing(run), claim(run) as held:
+        if held is None or run.checkpoint.exists() or not run.run.exists() or not is_missing(run):
+            return False
+        with suppress(TooLargeError):
+            start_smaller(run, read_json(run.run))
+            return True
+    return False
+
+
+def _changed_at(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 @contextmanager

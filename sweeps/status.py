@@ -1,16 +1,16 @@
-"""What every run of a sweep is doing, read from its files alone; imports no torch."""
+"""What every run of a sweep is doing, read from its files and from the job queue; imports no torch."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from functools import cache
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.config import RunConfig
-from harness.record import PlannedRun, RunFolder, Value, read_json, read_rows
-from sweeps.printing import narrow_table
-from sweeps.store import RESULTS, State, SweepFolder, failure_reason, read_run, state
+from harness.failures import FailureKind
+from sweeps.printing import counted, narrow_table
+from sweeps.run_status import RunStatus, read_run_status
+from sweeps.states import read_queue
+from sweeps.store import RESULTS, State, SweepFolder
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -21,40 +21,23 @@ _STYLES = {
     State.FAILED: "bold red",
     State.DIVERGED: "yellow",
     State.INTERRUPTED: "magenta",
+    State.REQUEUED: "magenta",
+    State.QUEUED: "blue",
+    State.TIMED_OUT: "red",
+    State.LOST: "bold red",
+    State.CANCELLED: "red",
+    State.STALE: "yellow",
 }
 
 
 @dataclass(frozen=True)
-class RunStatus:
-    """One run at a glance; what is not known is None.
-
-    `loss_nats` is the last validation loss, of the averaged weights where there are any; `seconds_left` is to the end
-    of the budget: at most.
-    """
-
-    run_id: str
-    stage: str
-    state: State
-    optimizer: str
-    global_batch_tokens: int
-    peak_lr: float
-    init_seed: int
-    data_seed: int
-    realized_tokens: int
-    tokens_seen: int
-    loss_nats: float | None
-    tokens_per_second: float | None
-    seconds_left: float | None
-    reason: str | None
-
-
-@dataclass(frozen=True)
 class SweepStatus:
-    """A sweep and its runs, in the order of its manifest."""
+    """A sweep and its runs, in the order of its manifest; `problem` is why Slurm did not answer."""
 
     name: str
     folder: Path
     runs: tuple[RunStatus, ...]
+    problem: str | None = None
 
     def counts(self) -> Counter[State]:
         return Counter(run.state for run in self.runs)
@@ -66,13 +49,19 @@ class SweepStatus:
             cells.setdefault((run.optimizer, run.global_batch_tokens), []).append(run)
         return cells
 
+    def of(self, optimizers: Container[str]) -> "SweepStatus":
+        """Return the part with these optimizers."""
+        return replace(self, runs=tuple(run for run in self.runs if run.optimizer in optimizers))
+
 
 def read_status(folder: SweepFolder) -> SweepStatus:
-    """Read a sweep's folder. Raises: ValueError when no sweep is there."""
-    manifest = folder.read_manifest()
-    return SweepStatus(
-        manifest.name, folder.path, tuple(_run_status(folder.run(run.run_id), run) for run in manifest.runs)
-    )
+    """Read a sweep's folder, and ask Slurm where it has something of it.
+
+    Raises: ValueError when no sweep is there.
+    """
+    manifest, queue = folder.read_manifest(), read_queue(folder.path)
+    runs = tuple(read_run_status(folder.run(run.run_id), run, queue) for run in manifest.runs)
+    return SweepStatus(manifest.name, folder.path, runs, queue.problem)
 
 
 def sweep_folders(results: Path) -> list[SweepFolder]:
@@ -80,19 +69,22 @@ def sweep_folders(results: Path) -> list[SweepFolder]:
     return [SweepFolder(path.parent) for path in sorted(results.glob("*/sweep.json"))]
 
 
-def as_json(status: SweepStatus) -> dict[str, Any]:
+def as_json(status: SweepStatus, listed: Iterable[RunStatus]) -> dict[str, Any]:
+    """Return the counts of all runs, and each of those `listed`."""
+    counts = status.counts()
     return {
         "sweep": status.name,
         "folder": str(status.folder),
-        "counts": {str(each): status.counts()[each] for each in State},
-        "runs": [asdict(run) for run in status.runs],
+        "counts": {str(each): counts[each] for each in State},
+        "problem": status.problem,
+        "runs": [vars(run) for run in listed],
     }
 
 
 def counts_in_words(counts: Counter[State]) -> str:
-    """Say `3 running, 12 of 64 done`, with what went wrong where something did."""
+    """Say `12 of 64 done, 3 running`, with what went wrong where something did."""
     done = counts[State.FINISHED] + counts[State.DIVERGED]
-    others = (State.RUNNING, State.PLANNED, State.INTERRUPTED, State.DIVERGED, State.FAILED)
+    others = [State.RUNNING, *(each for each in State if each not in (State.RUNNING, State.FINISHED))]
     return ", ".join(
         [f"{done} of {counts.total()} done", *(f"{counts[each]} {each}" for each in others if counts[each])]
     )
@@ -115,8 +107,9 @@ def cells_table(status: SweepStatus) -> "RenderableType":
 
 
 def runs_table(runs: Iterable[RunStatus]) -> "RenderableType":
-    """Return a row for each run, at most 80 columns wide."""
-    table = narrow_table()
+    """Return a row for each run, at most 80 columns wide; with its node and reason, where there are any, wider."""
+    runs, table = list(runs), narrow_table()
+    is_told = any(run.node or _trouble(run) for run in runs)
     table.add_column("optimizer", no_wrap=True)
     for heading in ("batch\ntokens", "rate", "seed"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -124,7 +117,10 @@ def runs_table(runs: Iterable[RunStatus]) -> "RenderableType":
     table.add_column("tokens", justify="right")
     for heading in ("loss\n(nats)", "tokens/s", "time left\n(at most)"):
         table.add_column(heading, justify="right", no_wrap=True)
+    if is_told:
+        table.add_column("node: reason")
     for run in runs:
+        told = [": ".join(filter(None, (run.node, _trouble(run))))] if is_told else []
         table.add_row(
             run.optimizer,
             f"{run.global_batch_tokens:,}",
@@ -135,6 +131,7 @@ def runs_table(runs: Iterable[RunStatus]) -> "RenderableType":
             "–" if run.loss_nats is None else f"{run.loss_nats:.3f}",
             "–" if run.tokens_per_second is None else f"{run.tokens_per_second:,.0f}",
             "–" if run.seconds_left is None else duration(run.seconds_left),
+            *told,
         )
     return table
 
@@ -142,7 +139,16 @@ def runs_table(runs: Iterable[RunStatus]) -> "RenderableType":
 def failures(runs: Iterable[RunStatus], folder: Path) -> list[str]:
     """Return a line for each failed run: why, and where its log is."""
     failed = [run for run in runs if run.state == State.FAILED]
-    return [f"{run.run_id} failed: {run.reason} (log: {folder / 'runs' / run.run_id / 'log.txt'})" for run in failed]
+    return [
+        f"{_failed_in_words(run)}: {run.reason} (log: {folder / 'runs' / run.run_id / 'log.txt'})" for run in failed
+    ]
+
+
+def stopped(runs: Sequence[RunStatus]) -> list[str]:
+    """Return a line for each state in which runs wait for somebody to start them again, with one of the reasons."""
+    states = (State.TIMED_OUT, State.LOST, State.CANCELLED, State.STALE)
+    found = [[run for run in runs if run.state == each] for each in states]
+    return [f"{counted(len(each), 'run')} {each[0].state}, as {each[0].run_id}: {each[0].reason}" for each in found if each]
 
 
 def duration(seconds: float) -> str:
@@ -155,66 +161,14 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def _run_status(run: RunFolder, planned: PlannedRun) -> RunStatus:
-    now = state(run)
-    return _ended(run, planned, now) if now in RESULTS else _status(run, planned, now, _progress(run))
+def _failed_in_words(run: RunStatus) -> str:
+    known = run.failure_kind not in (None, FailureKind.OTHER)
+    return f"{run.run_id} failed ({run.failure_kind})" if known else f"{run.run_id} failed"
 
 
-@cache
-def _ended(run: RunFolder, planned: PlannedRun, now: State) -> RunStatus:
-    """Read a run that has its result, which does not change any more: once."""
-    return _status(run, planned, now, read_json(run.run))
-
-
-def _status(run: RunFolder, planned: PlannedRun, now: State, latest: dict[str, Any]) -> RunStatus:
-    """Put together what is known; `latest` is the record of a run that ended, else its last progress."""
-    config, seen, speed = _config(run), int(latest.get("tokens_seen") or 0), latest.get("tokens_per_second")
-    running = now == State.RUNNING
-    reason = failure_reason(run) if now == State.FAILED else latest.get("stop_reason")
-    loss: Value = None
-    try:
-        loss = _last_loss(run)
-    except ValueError as error:
-        now, reason = State.FAILED, str(error)
-    return RunStatus(
-        run_id=planned.run_id,
-        stage=planned.stage,
-        state=now,
-        optimizer=config.optimizer.name,
-        global_batch_tokens=config.global_batch_tokens,
-        peak_lr=config.optimizer.peak_lr,
-        init_seed=config.init_seed,
-        data_seed=config.data_seed,
-        realized_tokens=config.realized_tokens,
-        tokens_seen=seen,
-        loss_nats=loss if isinstance(loss, float) else None,
-        tokens_per_second=speed if running else None,
-        seconds_left=(config.realized_tokens - seen) / speed if running and speed else None,
-        reason=reason,
-    )
-
-
-def _last_loss(run: RunFolder) -> Value:
-    """Return the last validation loss: of the averaged weights where there are any, as the targets are read."""
-    rows = read_rows(run.evaluations)
-    if not rows:
-        return None
-    averaged = rows[-1]["val_loss_averaged_nats"]
-    return rows[-1]["val_loss_nats"] if averaged is None else averaged
-
-
-@cache
-def _config(run: RunFolder) -> RunConfig:
-    """Read a configuration once: that of a run_id never changes."""
-    return read_run(run)
-
-
-def _progress(run: RunFolder) -> dict[str, Any]:
-    """Return the last progress; a display must not fall over a file that is missing or damaged."""
-    try:
-        return read_json(run.progress)
-    except (OSError, ValueError):
-        return {}
+def _trouble(run: RunStatus) -> str | None:
+    """Return why a run is not done; why one ended is in its state, and why one failed is said below the table."""
+    return None if run.state in RESULTS | {State.FAILED} else run.reason
 
 
 def _cell_in_words(runs: Sequence[RunStatus]) -> str:

@@ -11,32 +11,44 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from enum import StrEnum
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, Literal
 
 from harness.config import MachineConfig, RunConfig
+from harness.failures import FailureKind, write_failure
+from harness.origin import host_name
 from harness.record import PlannedRun, RunFolder, SweepManifest, read_json, write_atomically, write_json
 from sweeps.spec import SweepSpec
 from sweeps.sweep_file import dump_spec, read_spec
 
 Stage = Literal["grid", "confirm"]
 
-_LOG_LINES_KEPT = 20
 _CLAIM_TRIES = 5
 _LOOK_SECONDS = 0.01
 
 
 class State(StrEnum):
-    """Where a run stands. `finished` and `diverged` are results; what is neither is missing and can be run."""
+    """Where a run stands. `finished` and `diverged` are results; what is neither is missing and can be run.
+
+    `state` reads planned, running, interrupted, finished, diverged and failed off a run's files. The others are told
+    with the job queue (`sweeps.states`): queued, and requeued to go on from a checkpoint; timed_out and cancelled as
+    Slurm ended the job; lost when its job is gone without a result. `stale` is of another `science_version`.
+    """
 
     PLANNED = "planned"
+    QUEUED = "queued"
     RUNNING = "running"
     INTERRUPTED = "interrupted"
+    REQUEUED = "requeued"
     FINISHED = "finished"
     DIVERGED = "diverged"
     FAILED = "failed"
+    TIMED_OUT = "timed_out"
+    LOST = "lost"
+    CANCELLED = "cancelled"
+    STALE = "stale"
 
 
 RESULTS = frozenset({State.FINISHED, State.DIVERGED})
@@ -129,9 +141,20 @@ def claim(run: RunFolder) -> Iterator[int | None]:
     """Claim a run for as long as the block lasts; yields the lock's descriptor, or None when another process has it."""
     descriptor = os.open(run.claim, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        yield descriptor if _lock_past_lookers(descriptor) else None
+        held = _lock_past_lookers(descriptor)
+        if held:
+            _sign(descriptor)
+        yield descriptor if held else None
     finally:
         os.close(descriptor)
+
+
+def holder(run: RunFolder) -> tuple[str, int] | None:
+    """Return host and number of the process to ask to stop for whoever has the run in hand; None when nobody has."""
+    if not is_claimed(run):
+        return None
+    host, _, number = run.claim.read_text().partition(" ")
+    return (host, int(number)) if number.isdigit() else None
 
 
 def state(run: RunFolder) -> State:
@@ -186,17 +209,15 @@ def remove_broken_record(run: RunFolder) -> None:
         run.run.unlink()
 
 
-def record_failure(run: RunFolder, reason: str) -> None:
+def record_failure(run: RunFolder, reason: str, kind: FailureKind = FailureKind.OTHER) -> None:
     """Write why a run failed, with the last lines of its log. The caller holds the claim."""
-    lines = run.log.read_text(errors="replace").splitlines() if run.log.exists() else []
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    write_json(run.failure, {"reason": reason, "failed_at": now, "last_lines": lines[-_LOG_LINES_KEPT:]})
+    write_failure(run, reason, kind)
 
 
 def _state(run: RunFolder) -> State:
     if (result := result_state(run)) is not None:
         return result
-    if _is_claimed(run):
+    if is_claimed(run):
         return State.RUNNING
     # A run may have ended between the two looks.
     if (result := result_state(run)) is not None:
@@ -207,7 +228,8 @@ def _state(run: RunFolder) -> State:
     return State.INTERRUPTED if started else State.PLANNED
 
 
-def _is_claimed(run: RunFolder) -> bool:
+def is_claimed(run: RunFolder) -> bool:
+    """Tell whether a process has the run in hand."""
     try:
         descriptor = os.open(run.claim, os.O_RDONLY)
     except FileNotFoundError:
@@ -216,6 +238,13 @@ def _is_claimed(run: RunFolder) -> bool:
         return not _lock(descriptor, fcntl.LOCK_SH)
     finally:
         os.close(descriptor)
+
+
+def _sign(descriptor: int) -> None:
+    """Write host and process into a claim: of a worker, the pool's, which would have another one take the run up."""
+    pool = parent_process()
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{host_name()} {pool.pid if pool else os.getpid()}".encode(), 0)
 
 
 def _lock_past_lookers(descriptor: int) -> bool:
@@ -260,7 +289,7 @@ def _write_changed(path: Path, content: dict[str, Any]) -> None:
     except (OSError, ValueError):
         unchanged = False
     if not unchanged:
-        write_json(path, content)
+        write_json(path, content, durable=False)  # what a power cut tears is written again next time
 
 
 def _write_manifest(spec: SweepSpec, runs: tuple[PlannedRun, ...], folder: SweepFolder) -> None:

@@ -1,17 +1,20 @@
 """A worker: a process that trains one run after another, so that torch is imported once.
 
 It holds the claim of the run that it trains, keeps that run's output in its log, and turns a failure into a file.
-Ctrl-C is the parent's business; SIGTERM ends it once the run has saved its checkpoint.
+Ctrl-C is the parent's business; SIGTERM and SIGUSR2 end it once the run has saved its checkpoint.
 """
 
 import contextlib
 import importlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
+from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
@@ -19,33 +22,47 @@ from typing import NoReturn
 
 from harness import STOPPED
 from harness.config import MachineConfig, RunConfig
-from harness.record import RunFolder
+from harness.failures import FailureKind, is_unwritable, kind_of, reason_of
+from harness.halving import micro_batch_halvings
+from harness.record import RunFolder, read_json
 from sweeps.store import State, claim, read_machine, read_run, record_failure, remove_broken_record, result_state
+
+#: The variable with a command that starts the processes of a run on several devices: `… DEVICES FOLDER`.
+LAUNCHER = "CRITBATCH_LAUNCHER"
 
 Train = Callable[[RunConfig, MachineConfig, Path], str]
 
-_LONGEST_REASON = 300
+#: What asks a worker to save and leave: the machine that goes down, and a time limit that comes near.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 
 
 def serve(runs: Connection, train: str, environment: dict[str, str]) -> None:
-    """Train the run folders that arrive, until None or the end of the parent; answer each with the state it is left in.
+    """Train the run folders that arrive, until None or the end of the parent; answer each with the state it is left in,
+    or with the ValueError that says why nothing can be written.
 
     `train` is `module:function`, imported here and not by the parent. `environment` is set before anything heavy is
     imported.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _stop_on_signals()
+    threading.Thread(target=_leave_with_the_parent, daemon=True).start()
     os.environ.update(environment)
-    signal.signal(signal.SIGTERM, _stop)
     with contextlib.suppress(EOFError, BrokenPipeError), _quiet_stop():
         while (folder := runs.recv()) is not None:
-            outcome = attempt(RunFolder(Path(folder)), train)
-            signal.signal(signal.SIGTERM, _stop)  # training has its own handler
+            try:
+                outcome: State | ValueError = attempt(RunFolder(Path(folder)), train)
+            except ValueError as error:
+                outcome = error
+            _stop_on_signals()  # training has its own handlers
             runs.send(outcome)
 
 
 def attempt(run: RunFolder, train: str) -> State:
-    """Train one run unless another process does or did; return where it stands. A failure is recorded, not raised."""
-    with claim(run) as descriptor:
+    """Train one run unless another process does or did; return where it stands. A failure is recorded, not raised.
+
+    Raises: ValueError, one line, when the run's folder cannot be written: then nothing can be recorded either.
+    """
+    with writing(run), claim(run) as descriptor:
         if descriptor is None:
             return State.RUNNING
         with _output_to(run.log):
@@ -54,10 +71,26 @@ def attempt(run: RunFolder, train: str) -> State:
                 remove_broken_record(run)
                 return result_state(run) or State(_train(run, train, descriptor))
             except Exception as error:
+                if is_unwritable(error):
+                    raise
                 traceback.print_exc()
                 sys.stderr.flush()
-                record_failure(run, _one_line(error))
+                record_failure(run, reason_of(error), kind_of(error))
                 return State.FAILED
+
+
+@contextlib.contextmanager
+def writing(run: RunFolder) -> Iterator[None]:
+    """Turn the system's refusal to write into a ValueError."""
+    try:
+        yield
+    except OSError as error:
+        if not is_unwritable(error):
+            raise
+        raise ValueError(
+            f"{run.path} cannot be written ({error.strerror}); make room or get the right to write, then start again: "
+            f"what is complete is kept, and the run goes on from its last checkpoint"
+        ) from None
 
 
 def _train(run: RunFolder, train: str, descriptor: int) -> str:
@@ -70,18 +103,41 @@ def _train(run: RunFolder, train: str, descriptor: int) -> str:
 
 
 def _train_distributed(run: RunFolder, devices: int, descriptor: int) -> str:
-    """Train in one process for each device, below this one. They keep the claim if this process is killed."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={devices}"]
-    child = subprocess.Popen([*command, "-m", "harness.train", str(run.path)], pass_fds=(descriptor,))
+    """Train in one process for each device, below this one. They keep the claim if this process is killed.
+
+    When memory has run out on one of them, all start anew, with half the micro-batch.
+    """
+    halvings = micro_batch_halvings(run)
+    child = subprocess.Popen(_launch_command(run, devices), pass_fds=(descriptor,))
     try:
         status = child.wait()
     except SystemExit:
         child.terminate()
         child.wait()
         raise
-    if status != 0:
-        raise RuntimeError(f"{devices} processes ended with status {status}; {run.log} says why")
-    return result_state(run) or State.INTERRUPTED
+    if micro_batch_halvings(run) > halvings:
+        return _train_distributed(run, devices, descriptor)
+    if status in (0, STOPPED):
+        return result_state(run) or State.INTERRUPTED
+    _record_distributed_failure(run, f"{devices} processes ended with status {status}; {run.log} says why")
+    return State.FAILED
+
+
+def _launch_command(run: RunFolder, devices: int) -> list[str]:
+    """Return what starts the processes: torchrun, or what the variable says where a cluster has its own way."""
+    if LAUNCHER in os.environ:
+        return [*shlex.split(os.environ[LAUNCHER]), str(devices), str(run.path)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={devices}"]
+    return [*torchrun, "-m", "harness.train", str(run.path)]
+
+
+def _record_distributed_failure(run: RunFolder, otherwise: str) -> None:
+    """Record what the first process to fail said, now that the log is complete; `otherwise` when none could."""
+    if run.failure.exists():
+        said = read_json(run.failure)
+        record_failure(run, said["reason"], FailureKind(said["kind"]))
+    else:
+        record_failure(run, otherwise)
 
 
 @contextlib.contextmanager
@@ -93,6 +149,19 @@ def _quiet_stop() -> Iterator[None]:
         raise
     except BaseException:
         raise SystemExit(STOPPED) from None
+
+
+def _leave_with_the_parent() -> None:
+    """Stop this process, once its run is saved, when the parent has been killed: nobody else would."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _stop_on_signals() -> None:
+    for number in STOP_SIGNALS:
+        signal.signal(number, _stop)
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
@@ -119,9 +188,3 @@ def _redirect(stdout: int, stderr: int) -> None:
     sys.stderr.flush()
     os.dup2(stdout, 1)
     os.dup2(stderr, 2)
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    named = text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
-    return named if len(named) <= _LONGEST_REASON else named[:_LONGEST_REASON] + " …"

@@ -20,6 +20,7 @@ from unittest import mock
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
+import yaml
 
 import harness.train
 from harness.batch_plan import plan_batch
@@ -48,6 +49,7 @@ def main() -> None:
     for width, layers, limit, pairs in ((64, 4, 0.55, 40), (128, 4, 0.85, 40), (256, 6, 1.05, 12), (768, 2, 1.05, 7)):
         muon_step(width, layers, limit, pairs)
     start_up()
+    plan_of_many_runs()
 
 
 def training_step(optimizer: str, batch: int, limit: float) -> None:
@@ -153,6 +155,21 @@ def start_up() -> None:
             run = partial(subprocess.run, command, cwd=empty, capture_output=True, check=True)
             seconds = [seconds_of(run) for _ in range(7)]
         print(f"critbatch {' '.join(words):<42} {statistics.median(seconds):6.2f} s   (limit {limit} s)")
+
+
+def plan_of_many_runs() -> None:
+    """Seconds to plan 10,000 runs, as a whole process."""
+    base = {"corpus": {"source": "python-stdlib", "tokenizer": "ascii"}, "model": {"sequence_length": 64}}
+    grid = {"global_batch_tokens": [256, 1024], "model.preset": ["115k", "5m"], "seed": list(range(500))}
+    rates = {"learning_rate": [0.01, 0.02, 0.04, 0.08, 0.16]}
+    sweep = {"name": "many", "base": base, "grid": grid, "optimizers": {"muon": rates}, "token_budget": 65_536}
+    with tempfile.TemporaryDirectory() as empty:
+        file = Path(empty) / "many.yaml"
+        file.write_text(yaml.safe_dump(sweep | {"targets_nats": [2.0]}))
+        command = [str(Path(sys.executable).with_name("critbatch")), "plan", str(file)]
+        run = partial(subprocess.run, command, cwd=empty, capture_output=True, check=True)
+        seconds = [seconds_of(run) for _ in range(3)]
+    print(f"{'critbatch plan of 10,000 runs':<52} {statistics.median(seconds):6.2f} s   (limit 5 s)")
 
 
 def seconds_of(act: Callable[[], object]) -> float:

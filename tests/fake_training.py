@@ -3,13 +3,22 @@
 Reads what to do from `behaviour.txt` in the sweep's folder, one word: so that it can change between attempts.
 """
 
+import errno
 import os
 import signal
 import time
 from pathlib import Path
 
 from harness.config import MachineConfig, RunConfig
+from harness.failures import DataError, TooLargeError
 from harness.record import EVALUATION_COLUMNS, RUN_COLUMNS, RunFolder, append_row, read_json, write_json
+
+_ERRORS = {
+    "raise": ValueError("the corpus has been moved"),
+    "out-of-memory": TooLargeError("a micro-batch of one sequence is too large"),
+    "bad-corpus": DataError("the corpus is not what it was"),
+    "full-disk": OSError(errno.ENOSPC, "No space left on device"),
+}
 
 
 class Stopped(BaseException):
@@ -25,12 +34,7 @@ def train(run: RunConfig, machine: MachineConfig, folder: Path) -> str:
         return "finished"  # as harness.train: what is over is not trained again
     behaviour = folder.parent.parent / "behaviour.txt"
     action = behaviour.read_text().strip() if behaviour.exists() else "finish"
-    if action == "raise" and run.optimizer.name == "muon":
-        raise ValueError("the corpus has been moved")
-    if action == "exit":
-        os._exit(3)
-    if action == "exit-once" and len((folder / "attempts.txt").read_text().splitlines()) == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
+    _fail(action, run, folder)
     if action == "wait":
         _wait_for_a_signal(RunFolder(folder))
     if action == "stubborn":
@@ -41,6 +45,21 @@ def train(run: RunConfig, machine: MachineConfig, folder: Path) -> str:
         time.sleep(0.5)
     finish(run, RunFolder(folder))
     return "finished"
+
+
+def _fail(action: str, run: RunConfig, folder: Path) -> None:
+    attempt = len((folder / "attempts.txt").read_text().splitlines())
+    if action in _ERRORS and run.optimizer.name == "muon":
+        raise _ERRORS[action]
+    if action == "exit":
+        os._exit(3)
+    if action == "kill" or (action == "exit-once" and attempt == 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if action == "kill-at-each-checkpoint" and attempt < 4:
+        RunFolder(folder).checkpoint.write_text(f"{attempt}")
+        os.kill(os.getpid(), signal.SIGKILL)
+    if action == "stop-often" and attempt < 4:
+        os.kill(os.getpid(), [signal.SIGTERM, signal.SIGUSR2][attempt % 2])
 
 
 def finish(run: RunConfig, files: RunFolder, loss: float = 2.0) -> None:

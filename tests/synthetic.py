@@ -3,7 +3,7 @@
 import json
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,19 +19,24 @@ FLOPS_PER_TOKEN = 7e5
 
 @dataclass(frozen=True)
 class Planted:
-    """One optimizer: T(B) = t_min (1 + B / b_crit) at the target 2.0 and the best rate best_lr sqrt(B / 1024)."""
+    """One optimizer: T(B) = t_min (1 + (B / b_crit)^alpha) at the target 2.0 and its best rate.
+
+    That is best_lr (B / 1024)^lr_exponent. `extra` is added to log T at some batches.
+    """
 
     t_min: float = 100_000.0
     b_crit: float = 2_048.0
     best_lr: float = 0.02
     curvature: float = 0.3
     extra: Mapping[int, float] = field(default_factory=dict)
+    alpha: float = 1.0
+    lr_exponent: float = 0.5
 
     def log_tokens(self, batch: int) -> float:
-        return float(np.log(self.t_min) + np.log1p(batch / self.b_crit)) + self.extra.get(batch, 0.0)
+        return float(np.log(self.t_min) + np.log1p((batch / self.b_crit) ** self.alpha)) + self.extra.get(batch, 0.0)
 
     def optimum(self, batch: int) -> float:
-        return float(self.best_lr * np.sqrt(batch / 1024))
+        return float(self.best_lr * (batch / 1024) ** self.lr_exponent)
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,9 @@ class Laboratory:
 
     The loss falls as a power of tokens through every target: L = 2.0 (T / tokens)^exponent, so that T(L) = T(2.0)
     (2.0 / L)^(1 / exponent) exactly. Noise of log T is `noise` in all, `shared` of its variance belongs to the seed:
-    common to all runs of a seed ("everywhere"), or to those of one batch ("batch").
+    common to all runs of a seed ("everywhere"), or to those of one batch ("batch"). The variance grows as
+    B^noise_growth, around its value at the middle of the batches. `rates` are multiples of the optimum of each batch,
+    or of that at batch 1024 where `one_grid`.
     """
 
     optimizers: Mapping[str, Planted] = field(
@@ -59,6 +66,12 @@ class Laboratory:
     budget_over_target: float = 1.5
     first_mark_tokens: int = 4_096
     draw: int = 0
+    noise_growth: float = 0.0
+    one_grid: bool = False
+
+    def noise_at(self, batch: int) -> float:
+        middle = np.log(self.batches).mean()
+        return float(self.noise * np.exp(self.noise_growth / 2 * (np.log(batch) - middle)))
 
 
 @dataclass(frozen=True)
@@ -84,7 +97,7 @@ def plan(lab: Laboratory) -> list[Run]:
     runs = []
     for optimizer, planted in lab.optimizers.items():
         for batch in lab.batches:
-            rates = [planted.optimum(batch) * factor for factor in lab.rates]
+            rates = [planted.optimum(1024 if lab.one_grid else batch) * factor for factor in lab.rates]
             best = min(rates, key=lambda rate: abs(np.log(rate / planted.optimum(batch))))
             budget = int(np.exp(planted.log_tokens(batch)) * lab.budget_over_target) // batch * batch
             for stage, seeds, tried in (("grid", lab.grid_seeds, rates), ("confirm", lab.fresh_seeds, [best])):
@@ -117,6 +130,39 @@ def records(lab: Laboratory, runs: Iterable[Run] | None = None) -> Records:
 def targets_table(lab: Laboratory) -> pl.DataFrame:
     """Return the table `targets` at the loss 2.0 without the detour over curves, for simulations of many sweeps."""
     return table([_target_row(lab, run) for run in plan(lab)], TARGETS)
+
+
+def many_targets(lab: Laboratory, sweeps: int) -> pl.DataFrame:
+    """Return the table `targets` at the loss 2.0 of many draws of a laboratory, as the models lab-0, lab-1, ...
+
+    A run that needs more than its budget falls short of the target.
+    """
+    runs = plan(replace(lab, noise=0.0))
+    one = table([_target_row(lab, run) for run in runs], TARGETS).with_columns(budget=pl.col("tokens_seen").cast(float))
+    truth = one["tokens_to_target"].log().to_numpy()
+    seed, batch = one["data_seed"].to_numpy(), one["global_batch_tokens"].to_numpy()
+    common = np.unique(seed if lab.sharing == "everywhere" else seed * 2**32 + batch, return_inverse=True)[1]
+    rng = np.random.default_rng(lab.draw)
+    shared = rng.standard_normal((sweeps, common.max() + 1))[:, common]
+    own = rng.standard_normal((sweeps, len(runs)))
+    noise = np.array([lab.noise_at(size) for size in batch])
+    drawn = truth + noise * (np.sqrt(lab.shared) * shared + np.sqrt(1 - lab.shared) * own)
+    reached = pl.col("drawn") <= pl.col("budget")
+    tokens = pl.when(reached).then("drawn")
+    return (
+        pl.concat([one.with_columns(model=pl.lit(f"lab-{number}")) for number in range(sweeps)])
+        .with_columns(drawn=pl.Series(np.exp(drawn).ravel()))
+        .with_columns(
+            status=pl.when(reached).then(pl.lit("reached")).otherwise(pl.lit("not_reached")),
+            run_id=pl.format("{}-{}", "model", "run_id"),
+            bound_tokens=pl.when(~reached).then("budget"),
+            steps_to_target=tokens / pl.col("global_batch_tokens"),
+            flops_to_target=tokens * FLOPS_PER_TOKEN,
+            train_seconds_to_target=tokens * (STEP_SECONDS / pl.col("global_batch_tokens") + TOKEN_SECONDS),
+            tokens_to_target=tokens,
+        )
+        .select(*TARGETS)
+    )
 
 
 def write_runs(lab: Laboratory, folder: Path, runs: Iterable[Run] | None = None) -> None:
@@ -180,7 +226,7 @@ def _seconds(steps: float, batch: int) -> float:
 def _error(lab: Laboratory, optimizer: str, batch: int, rate: float, seed: int) -> float:
     common = ("seed", seed) if lab.sharing == "everywhere" else ("seed", seed, batch)
     own = _normal(lab, "own", optimizer, batch, f"{rate:.6g}", seed)
-    return float(lab.noise * (np.sqrt(lab.shared) * _normal(lab, *common) + np.sqrt(1 - lab.shared) * own))
+    return float(lab.noise_at(batch) * (np.sqrt(lab.shared) * _normal(lab, *common) + np.sqrt(1 - lab.shared) * own))
 
 
 def _normal(lab: Laboratory, *name: object) -> float:

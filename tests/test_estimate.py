@@ -96,13 +96,17 @@ def test_cells_with_fresh_seeds_are_estimated_from_those_alone() -> None:
         )
 
 
-def test_a_cell_with_one_seed_short_of_the_target_has_no_tokens() -> None:
+def test_a_cell_with_one_seed_short_of_the_target_has_tokens_beyond_those_of_the_survivor() -> None:
     lab = replace(LAB, fresh_seeds=(2, 3))
     runs = [replace(r, log_tokens=99.0) if r.seed == 3 and r.batch == 4096 else r for r in plan(lab)]
-    cells = estimate(records(lab, runs)).cells.filter(pl.col("global_batch_tokens") == 4096)
-    assert set(cells.select("verdict", "num_seeds", "num_reached", "tokens_to_target").rows()) == {
-        ("censored", 2, 1, None)
-    }
+    estimates = estimate(records(lab, runs))
+    cells = estimates.cells.filter(pl.col("global_batch_tokens") == 4096)
+    assert set(cells.select("verdict", "num_seeds", "num_reached", "num_censored").rows()) == {("censored", 2, 1, 1)}
+    fresh = estimates.targets.filter(pl.col("stage") == "confirm", pl.col("global_batch_tokens") == 4096)
+    survivors = fresh.filter(status="reached").select("optimizer", "target_loss_nats", survivor="tokens_to_target")
+    both = cells.join(survivors, on=["optimizer", "target_loss_nats"])
+    assert both.height == cells.height
+    assert (both["tokens_to_target"] > both["survivor"]).all()
 
 
 def test_a_cell_whose_fresh_seeds_all_fall_short_is_censored_not_unreached() -> None:
@@ -177,52 +181,6 @@ def test_a_cell_names_the_rate_that_its_fresh_seeds_should_have_had() -> None:
     best = LAB.optimizers["adamw"].optimum(1024)
     reasons = cells.filter(pl.col("optimizer") == "adamw", pl.col("global_batch_tokens") == 1024)["explanation"]
     assert all(f"learning rate {best:.3g} takes 1" in reason for reason in reasons)  # 1 - exp(-.3 ln(2)^2) = 13 %
-
-
-def test_equal_budget_uses_marks_that_every_run_compared_reached() -> None:
-    made = records(LAB)
-    table = estimate(made).equal_budget
-    shortest = min(run.budget for run in plan(LAB))
-    assert table["tokens"].max() <= shortest
-    assert set(table["mark"]) == {"intermediate"}
-    assert set(table.group_by("tokens").len()["len"]) == {8}
-
-
-def test_equal_budget_calls_the_common_end_final() -> None:
-    runs = [replace(run, budget=262_144) for run in plan(LAB)]
-    table = estimate(records(LAB, runs)).equal_budget
-    assert set(table.filter(pl.col("tokens") == 262_144)["mark"]) == {"final"}
-    assert set(table.filter(pl.col("tokens") < 262_144)["mark"]) == {"intermediate"}
-
-
-def test_equal_budget_leaves_out_marks_inside_the_warmup_of_any_run() -> None:
-    made = records(replace(LAB, warmup_tokens=0))
-    plain = estimate(made).equal_budget
-    slow_start = pl.when(pl.col("global_batch_tokens") == 16384).then(65_536).otherwise("warmup_tokens")
-    table = estimate(replace(made, runs=made.runs.with_columns(warmup_tokens=slow_start))).equal_budget
-    assert plain["tokens"].min() < 65_536 < table["tokens"].min()
-    assert_frame_equal(table, plain.filter(pl.col("tokens") > 65_536))
-
-
-def test_equal_budget_is_empty_where_the_warmup_outlasts_a_run() -> None:
-    assert estimate(records(replace(LAB, warmup_tokens=10**7))).equal_budget.is_empty()
-
-
-def test_equal_budget_has_no_row_for_a_cell_of_which_a_fresh_run_diverged() -> None:
-    lab = replace(LAB, fresh_seeds=(2, 3))
-    runs = [replace(r, status="diverged") if (r.batch, r.seed) == (1024, 3) else r for r in plan(lab)]
-    assert set(estimate(records(lab, runs)).equal_budget["global_batch_tokens"]) == {256, 4096, 16384}
-
-
-def test_equal_budget_loss_is_that_of_the_fresh_runs() -> None:
-    lab = replace(LAB, noise=0.05)
-    table = estimate(records(lab)).equal_budget
-    fresh = {(r.optimizer, r.batch): r.log_tokens for r in plan(lab) if r.stage == "confirm"}
-    for row in table.iter_rows(named=True):
-        log_tokens = fresh[row["optimizer"], row["global_batch_tokens"]]
-        truth = 2.0 * np.exp(lab.exponent * (log_tokens - np.log(row["tokens"])))
-        assert row["val_loss_nats"] == pytest.approx(truth, rel=2e-3)
-        assert row["val_loss_nats_low"] < row["val_loss_nats"] < row["val_loss_nats_high"]
 
 
 def compared(reference: Records) -> Estimates:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from analysis.statistics.fit import Array, fit_saturating
+from analysis.statistics.families import SATURATING
+from analysis.statistics.fit import Array, fit_family, fit_saturating
 from analysis.statistics.noise import Errors
 
 BATCH_SEQUENCES = np.array([64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384], float)
@@ -72,8 +73,10 @@ def test_fit_knows_a_variance_from_misfit_to_the_spare_points_only() -> None:
     batches, error = np.array([256.0, 1024.0, 4096.0, 16384.0]), 0.01
     bent = planted(batches, 1e5, 2000.0) + np.array([1.0, -1.0, 1.0, -1.0]) * 3 * error
     fit = fit_saturating(batches, bent, 0.9, Errors(np.eye(4) * error**2, 12.0, 12.0))
-    assert fit.birge_factor > 1
-    assert fit.allowed == fit.allowed_batch == pytest.approx(2.919986**2, rel=1e-6)  # t of 2 degrees of freedom
+    assert fit.scale.birge_factor > 1
+    assert (
+        fit.scale.allowed == fit.scale.allowed_batch == pytest.approx(2.919986**2, rel=1e-6)
+    )  # t of 2 degrees of freedom
 
 
 def test_fit_bounds_t_min_from_below_only_where_its_own_interval_does() -> None:
@@ -104,11 +107,11 @@ def test_fit_of_a_falling_curve_gives_no_critical_batch() -> None:
     assert fit.s_min_steps.value is None
 
 
-def test_fit_takes_the_variance_from_residuals_only_with_three_points_to_spare() -> None:
-    batches = 256.0 * 2.0 ** np.arange(5)
-    wiggle = np.array([0.05, -0.05, 0.02, 0.03, -0.05])
+def test_fit_takes_the_variance_from_residuals_from_k_plus_three_points_on_the_variance_counted() -> None:
+    batches = 256.0 * 2.0 ** np.arange(6)
+    wiggle = np.array([0.05, -0.05, 0.02, 0.03, -0.05, 0.01])
     assert fit_saturating(batches, planted(batches, 1e5, 2e3) + wiggle, 0.9).critical_batch_tokens.low is not None
-    few = fit_saturating(batches[:4], planted(batches, 1e5, 2e3)[:4] + wiggle[:4], 0.9)
+    few = fit_saturating(batches[:5], planted(batches, 1e5, 2e3)[:5] + wiggle[:5], 0.9)
     assert few.critical_batch_tokens.value is not None
     assert few.critical_batch_tokens.low is None
     assert few.tokens_at(1000).low is None
@@ -120,8 +123,27 @@ def test_fit_widens_intervals_when_the_curve_misfits() -> None:
     bump = np.array([0.0, 0.1, -0.1, 0.1, -0.1, 0.0])
     good = fit_saturating(batches, planted(batches, 1e5, 2e3), 0.9, errors)
     bad = fit_saturating(batches, planted(batches, 1e5, 2e3) + bump, 0.9, errors)
-    assert good.birge_factor == 1.0
-    assert good.lack_of_fit_p == pytest.approx(1.0)
-    assert bad.lack_of_fit_p is not None
-    assert bad.lack_of_fit_p < 1e-6
-    assert bad.birge_factor == pytest.approx(float(np.sqrt(bad.residuals @ bad.residuals / 1e-4 / 4)), rel=1e-6)
+    assert good.scale.birge_factor == 1.0
+    assert good.scale.lack_of_fit_p == pytest.approx(1.0)
+    assert bad.scale.lack_of_fit_p is not None
+    assert bad.scale.lack_of_fit_p < 1e-6
+    assert bad.scale.birge_factor == pytest.approx(float(np.sqrt(bad.residuals @ bad.residuals / 1e-4 / 4)), rel=1e-6)
+
+
+def test_raw_residuals_move_the_reference_table_as_far_as_is_known() -> None:
+    moved = [knee(steps, residuals="raw_tokens") / knee(steps) - 1 for _, steps, _ in ZHANG]
+    assert min(moved) == pytest.approx(-0.16, abs=0.005)
+    steps_moved = [abs(knee(steps, residuals="raw_steps") / knee(steps) - 1) for _, steps, _ in ZHANG]
+    assert max(steps_moved) > 0.16
+
+
+def test_a_robust_loss_moves_the_published_critical_batches_by_less_than_a_percent() -> None:
+    moved = [abs((307.2 + 0.2 * knee(steps, loss="soft_l1")) / published - 1) for _, steps, published in ZHANG]
+    assert max(moved) == pytest.approx(0.009, abs=0.0005)
+
+
+def knee(steps: list[int], residuals: str = "log", loss: str = "squares") -> float:
+    log_tokens = np.log(np.array(steps) * BATCH_SEQUENCES)
+    fit = fit_family(SATURATING, BATCH_SEQUENCES, log_tokens, 0.9, None, residuals, loss)
+    assert fit.critical_batch_tokens.value is not None
+    return fit.critical_batch_tokens.value

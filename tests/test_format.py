@@ -106,3 +106,25 @@ def test_column_writer_follows_the_unit_in_the_name():
 
 def test_target_loss_keeps_its_decimals():
     assert (fmt.loss(2.0), fmt.loss(3.15)) == ("2.0", "3.15")
+
+
+def test_optimizers_are_written_as_their_papers_do_and_unknown_ones_as_they_are():
+    names = ("lamb", "lars", "scion", "orscale", "mona", "muon_plus", "sgd", "soap", "my_own")
+    written = ("LAMB", "LARS", "Scion", "OrScale", "MONA", "Muon+", "SGD", "SOAP", "my_own")
+    assert tuple(map(fmt.optimizer_name, names)) == written
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "text"),
+    [
+        ("share", 0.934, "93%"),
+        ("model_error", -0.052, "-5.2%"),
+        ("p_value_holm", 0.0412, "0.041"),
+        ("batch_ratio", 2.1, "2.10"),
+        ("cost_ratio", 1.604, "1.60"),
+        ("limit", 200.0, "3.33 min"),
+        ("gap_nats", -0.0304, "-0.030"),
+    ],
+)
+def test_columns_of_comparisons_are_written_by_their_names(column, value, text):
+    assert fmt.column_writer(column)(value) == text

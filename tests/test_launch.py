@@ -1,5 +1,6 @@
 """Pools of real worker processes, with training replaced by `tests.fake_training`."""
 
+import itertools
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.record import RunFolder, read_json
+from harness.record import RunFolder, read_json, write_json
 from sweeps import launch
 from sweeps.display import shown
 from sweeps.launch import default_slots, run_folder
@@ -174,6 +175,44 @@ def test_run_that_kills_its_worker_twice_has_failed(folder: SweepFolder) -> None
     assert states(folder) == ["failed"] * 4
     assert [len(each) for each in attempts(folder)] == [2] * 4
     assert failure_reason(runs(folder)[0]) == "the worker process died 2 times, the last time with exit status 3"
+
+
+@pytest.mark.parametrize("action", ["stop-often", "kill-at-each-checkpoint"])
+def test_run_that_is_stopped_or_comes_further_each_time_is_taken_up_as_often_as_it_takes(
+    folder: SweepFolder, action: str
+) -> None:
+    behave(folder, action)
+    run_folder(folder, slots=2, train=TRAIN)
+    assert states(folder) == ["finished"] * 4
+    assert [len(each) for each in attempts(folder)] == [4] * 4
+
+
+def test_kernel_that_kills_for_want_of_memory_is_believed(
+    folder: SweepFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sweeps.pool.oom_kills", itertools.count().__next__)
+    behave(folder, "kill")
+    run_folder(folder, slots=1, train=TRAIN)
+    assert "died by SIGKILL, as memory ran out (fewer slots take less); another one" in capsys.readouterr().out
+    assert {read_json(run.failure)["kind"] for run in runs(folder)} == {"out_of_memory"}
+
+
+def test_run_that_the_kernel_killed_before_its_first_checkpoint_starts_anew_with_half_the_micro_batch(
+    folder: SweepFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = next(run for run in runs(folder) if read_run(run).global_batch_tokens == 1024)
+    shape = {"global_batch_tokens": 1024, "sequence_length": 256, "num_devices": 1}
+    row = {"status": "running", "micro_batch_tokens": 1024, "micro_batch_halvings": 0} | shape
+    write_json(run.run, row)
+    kills = itertools.count()
+    monkeypatch.setattr("sweeps.pool.oom_kills", kills.__next__)
+    behave(folder, "kill")
+    with Pool(slot_environments(1, 1, [], threads=1), TRAIN) as pool:
+        pool.train([run], lambda: None)
+    # 1024 → 512 → 256, which is one sequence: then twice more
+    assert read_json(run.run)["micro_batch_halvings"] == 2
+    assert read_json(run.run)["micro_batch_tokens"] == 256
+    assert len(attempts(folder)[runs(folder).index(run)]) == 4
 
 
 def test_training_that_cannot_be_imported_is_a_failure_with_its_reason(folder: SweepFolder) -> None:
@@ -340,7 +379,7 @@ def test_failure_file_is_json_that_status_reads(folder: SweepFolder) -> None:
     behave(folder, "exit")
     run_folder(folder, slots=1, train=TRAIN)
     content = json.loads(runs(folder)[0].failure.read_text())
-    assert set(content) == {"reason", "failed_at", "last_lines"}
+    assert content["kind"] == "other"
     assert state(runs(folder)[0]) == State.FAILED
 
 

@@ -7,7 +7,15 @@ import polars as pl
 import pytest
 
 from analysis.quantities.cells import estimate_cells
-from analysis.quantities.learning_rates import best_rate, choose_rates, fit_rates, rate_verdict, summarize_rates
+from analysis.quantities.learning_rates import (
+    Setting,
+    best_settings,
+    choose_rates,
+    fit_rates,
+    ranked,
+    rate_verdict,
+    summarize_rates,
+)
 from analysis.quantities.targets import targets
 from analysis.statistics.noise import Noise
 from tests.synthetic import Laboratory, Planted, Run, plan, records
@@ -17,9 +25,13 @@ QUIET = Noise(variance=1e-4, same_cell=0.0, other_cell=0.0, dof=12.0, contrast_d
 
 
 def rates_of(log_tokens: dict[int, dict[float, float]]) -> pl.DataFrame:
-    rows = [(b, lr, 2, 2, y) for b, points in log_tokens.items() for lr, y in points.items()]
-    names = ["global_batch_tokens", "peak_lr", "num_runs", "num_reached", "log_tokens"]
-    return pl.DataFrame(rows, schema=names, orient="row")
+    rows = [(b, "", lr, 2, 2, 0, y, y) for b, points in log_tokens.items() for lr, y in points.items()]
+    counts = ["num_runs", "num_reached", "num_reached_at_first_eval"]
+    names = ["global_batch_tokens", "tuning", "peak_lr", *counts, "log_tokens", "likely_log_tokens"]
+    empty = pl.DataFrame(schema=dict.fromkeys(names, pl.Float64)).cast(
+        {"tuning": pl.String, "global_batch_tokens": int}
+    )
+    return pl.DataFrame(rows, schema=empty.schema, orient="row")
 
 
 def parabola(optimum: float, rates: tuple[float, ...], curvature: float = 0.3) -> dict[float, float]:
@@ -110,9 +122,8 @@ def test_rate_verdict_finds_a_grid_that_misses_the_optimum() -> None:
 def test_best_rate_is_one_that_was_run_and_follows_the_fit() -> None:
     rates = rates_of({256: {0.005: 12.1, 0.01: 12.05, 0.02: 12.04}})
     fitted = fit_rates(rates_of({256: parabola(0.01, (0.005, 0.01, 0.02))}), QUIET, 0.9)
-    assert best_rate(rates, fitted) == 0.01
-    assert best_rate(rates, None) == 0.02
-    assert best_rate(rates, fitted, confirmed=[0.02]) == 0.02
+    assert best_settings(ranked(rates, fitted)) == {256: Setting(0.01, "")}
+    assert best_settings(ranked(rates, None)) == {256: Setting(0.02, "")}
 
 
 def alter(lab: Laboratory, rate_rank: int, seeds: set[int], **changes: object) -> list[Run]:
@@ -138,7 +149,7 @@ def test_choice_gives_up_a_rate_if_one_of_its_seeds_fails(changes: dict[str, obj
 
 def test_choose_rates_finds_the_planted_optimum_of_every_cell() -> None:
     chosen = choose_rates(records(LAB))
-    assert chosen.columns == ["model", "optimizer", "protocol", "global_batch_tokens", "best_lr"]
+    assert chosen.columns == ["model", "optimizer", "protocol", "global_batch_tokens", "best_lr", "tuning"]
     assert chosen.height == 8
     for row in chosen.iter_rows(named=True):
         planted = LAB.optimizers[row["optimizer"]]

@@ -94,3 +94,74 @@ def test_error_of_a_difference_leaves_out_what_both_cells_share() -> None:
 def test_lack_of_fit_is_the_upper_tail_of_f() -> None:
     assert lack_of_fit(3.885294, spare=2, dof=12) == pytest.approx(0.05, abs=1e-6)
     assert lack_of_fit(3.885294, spare=0, dof=12) is None
+
+
+def test_pooled_takes_bounds_for_what_they_are() -> None:
+    rng, bound = np.random.default_rng(5), 0.84  # a fifth of the runs
+    found, survivors = [], []
+    for _ in range(60):
+        values = rng.standard_normal((12, 3))
+        frame = runs({(f"c{c}", "r", f"s{c}{s}"): values[c, s] for c in range(12) for s in range(3)})
+        cut = frame.with_columns(
+            side=(pl.col("value") > bound).cast(int), value=pl.col("value").clip(upper_bound=bound)
+        )
+        noises = pooled(cut), pooled(cut.filter((pl.col("side") == 0).all().over("group")))
+        found += [noises[0].variance] if noises[0] else []
+        survivors += [noises[1].variance] if noises[1] else []
+    assert np.mean(found) == pytest.approx(1.0, abs=0.15)
+    assert np.mean(survivors) < 0.7
+
+
+def growing(rng: np.random.Generator, growth: float) -> pl.DataFrame:
+    """Draw 4 batches x 3 rates x 10 seeds whose variance is 0.01 (B / 2048)^growth."""
+    rows = [
+        (f"{batch} {rate}", str(batch), f"{batch} {rate} {seed}", 0.1 * (batch / 2048) ** (growth / 2) * rng.normal())
+        for batch in (256, 1024, 4096, 16384)
+        for rate in range(3)
+        for seed in range(10)
+    ]
+    frame = pl.DataFrame(rows, schema=["group", "cell", "seed", "value"], orient="row")
+    return frame.with_columns(log_batch=pl.col("cell").cast(float).log())
+
+
+def test_pooled_finds_a_variance_that_grows_with_the_batch() -> None:
+    noise = pooled(growing(np.random.default_rng(6), 0.5))
+    assert noise is not None
+    assert abs(noise.growth - 0.5) < 2 * noise.growth_error
+    assert noise.deviation_at(np.log([256, 16384])) == pytest.approx([0.1 / 8**0.25, 0.1 * 8**0.25], rel=0.25)
+
+
+def test_pooled_seldom_finds_a_growth_that_is_not_there() -> None:
+    rng = np.random.default_rng(7)
+    found = [pooled(growing(rng, 0.0)) for _ in range(100)]
+    assert np.mean([noise is not None and noise.growth != 0.0 for noise in found]) < 0.4  # by chance a quarter
+
+
+def test_errors_of_means_follow_the_growth_and_lose_degrees_of_freedom_away_from_its_centre() -> None:
+    noise = Noise(0.01, 0.0, 0.0, dof=20.0, contrast_dof=20.0, growth=0.5, growth_error=0.2, centre=float(np.log(1024)))
+    errors = noise.of_means([["a"], ["b"]], np.log([1024, 4096]))
+    assert np.diag(errors.covariance) == pytest.approx([0.01, 0.02])
+    assert noise.dof_at(np.log(1024)) == pytest.approx(20.0)
+    assert noise.dof_at(np.log(4096)) == pytest.approx(2 / (0.1 + (0.2 * np.log(4)) ** 2))
+
+
+def test_errors_of_means_add_what_bounds_lose() -> None:
+    noise = Noise(0.01, 0.0, 0.0, dof=20.0, contrast_dof=20.0)
+    assert noise.of_means([["a", "b"]], lost=[0.25]).covariance[0, 0] == pytest.approx(0.01 * 0.75)
+
+
+def test_pooled_recovers_what_seeds_share_from_the_survivors_of_bounds() -> None:
+    rng, found, bound = np.random.default_rng(8), [], 0.84
+    for _ in range(60):
+        seeds, own = rng.standard_normal((1, 8)), rng.standard_normal((24, 8))
+        values = np.sqrt(0.5) * (seeds + own)
+        rows = [
+            (f"c{c} {s // 2}", f"c{c}", f"s{s}", min(values[c, s], bound), int(values[c, s] > bound))
+            for c in range(24)
+            for s in range(8)
+        ]
+        frame = pl.DataFrame(rows, schema=["group", "cell", "seed", "value", "side"], orient="row")
+        noise = pooled(frame)
+        assert noise is not None
+        found.append(noise.other_cell / noise.variance)
+    assert np.mean(found) == pytest.approx(0.5, abs=0.08)

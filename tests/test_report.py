@@ -7,19 +7,26 @@ import polars as pl
 import pytest
 
 from analysis.estimate import estimate
-from analysis.page import plots
+from analysis.page import captions, plots
 from analysis.page.answer import answers, lead
+from analysis.page.drawn import inline_svg
 from analysis.page.html_table import html_table
-from analysis.page.report import inline_svg, models, write_report
-from analysis.schemas import RUNS, TABLES
+from analysis.page.report import write_report
+from analysis.schemas import RUNS, TABLES, polars_schema
+from tests.report_tables import complete
 from tests.synthetic import Laboratory, plan, records
 
-LAB = Laboratory(targets=(2.1, 2.0))
+LAB = Laboratory(targets=(2.2, 2.1, 2.0))
+
+
+#: All that a table of final losses has to say of a run.
+KEYS = ("run_id", "model", "optimizer", "global_batch_tokens", "token_budget", "protocol", "stage", "status", "tuning")
+RUN_TYPES = polars_schema(RUNS)
 
 
 @pytest.fixture(scope="module")
 def estimates():
-    return estimate(records(LAB), reference=records(replace(LAB, draw=1)))
+    return complete(estimate(records(LAB), reference=records(replace(LAB, draw=1))))
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +135,7 @@ def test_page_names_runs_that_diverged_or_never_started(tmp_path):
     whole = records(LAB, runs)
     partial = replace(records(LAB, present), manifest=whole.manifest)
     page = write_report(estimate(partial), tmp_path).read_text()
-    listed = page[page.index('id="problems"') : page.index('id="agreement"')]
+    listed = page[page.index('id="problems"') : page.index("<h3>Tables</h3>")]
     assert runs[0].run_id in listed
     assert runs[1].run_id in listed
     assert runs[2].run_id not in listed
@@ -139,24 +146,20 @@ def test_page_without_a_reference_says_so(tmp_path):
     assert "no reference" in write_report(estimate(records(LAB)), tmp_path).read_text()
 
 
-def test_models_are_drawn_apart(estimates, tmp_path, monkeypatch):
+def test_models_are_drawn_apart_and_laws_over_all_of_them(estimates, tmp_path, monkeypatch):
     larger = with_columns(estimates.records.runs, model="larger").with_columns(run_id=pl.format("larger-{}", "run_id"))
-    evaluations = estimates.records.evaluations.with_columns(run_id=pl.format("larger-{}", "run_id"))
-    both = replace(
-        estimates.records,
-        runs=pl.concat([estimates.records.runs, larger]),
-        evaluations=pl.concat([estimates.records.evaluations, evaluations]),
-    )
-    split = models(estimate(both))
-    assert list(split) == ["lab", "larger"]
-    assert all(part.cells["model"].unique().to_list() == [name] for name, part in split.items())
-    assert split["lab"].records.evaluations.height == estimates.records.evaluations.height
-    monkeypatch.setattr(plots, "FIGURES", {"equal_budget": plots.equal_budget})
-    write_report(estimate(both), tmp_path)
+    both = replace(estimates.records, runs=pl.concat([estimates.records.runs, larger]))
+    budgets = pl.concat([estimates.equal_budget, with_columns(estimates.equal_budget, model="larger")])
+    figures = {name: plots.FIGURES[name] for name in ("equal_budget", "laws")}
+    monkeypatch.setattr(plots, "FIGURES", figures)
+    page = write_report(replace(estimates, records=both, equal_budget=budgets), tmp_path).read_text()
     assert {path.name for path in (tmp_path / "figures").glob("*.svg")} == {
         "equal_budget-lab.svg",
         "equal_budget-larger.svg",
+        "laws.svg",
     }
+    assert "<h3>Model lab</h3>" in page
+    assert "Loss at equal tokens, model larger" in page
 
 
 @pytest.mark.parametrize(
@@ -181,34 +184,29 @@ def test_answer_claims_a_difference_in_tokens_only_where_interval_and_verdict_ca
 
 
 @pytest.mark.parametrize(
-    ("muon", "verdict", "claim"),
+    ("low", "high", "verdict", "claim"),
     [
-        ((5_000.0, 9_000.0), "ok", "is larger than AdamW's"),
-        ((100.0, 200.0), "ok", "is smaller than AdamW's"),
-        ((1_500.0, 9_000.0), "ok", "No difference between Muon's critical batch"),
-        ((5_000.0, None), "ok", "is not compared"),
-        ((5_000.0, 9_000.0), "not_identified", "is not compared"),
+        (1.2, 2.1, "ok", "is larger than AdamW's: the ratio is 1.61 [1.20, 2.10]."),
+        (0.3, 0.8, "ok", "is smaller than AdamW's: the ratio is 1.61 [0.300, 0.800]."),
+        (0.9, 2.1, "ok", "No difference between Muon's critical batch and AdamW's is resolved: the ratio is 1.61"),
+        (None, None, "few_points", "is not compared with AdamW's: the ratio is 1.61; too few points."),
+        (1.2, 2.1, "misfit", "is not compared with AdamW's: the ratio is 1.61 [1.20, 2.10]; the curve misses"),
     ],
 )
-def test_answer_compares_critical_batches_only_where_both_are_sound(muon, verdict, claim, estimates):
-    own = pl.col("optimizer") == "muon"
-    low, high = (
-        pl.when(own).then(pl.lit(end, dtype=pl.Float64)).otherwise(base)
-        for end, base in zip(muon, (1_800.0, 2_500.0), strict=True)
-    )
-    changed = estimates.critical_batches.with_columns(
-        critical_batch_tokens_low=low,
-        critical_batch_tokens_high=high,
-        verdict=pl.when(own).then(pl.lit(verdict)).otherwise(pl.lit("ok")),
-    )
-    said = sentences(replace(estimates, critical_batches=changed))
-    claims = {
-        "is larger than AdamW's",
-        "is smaller than AdamW's",
-        "No difference between Muon's critical batch",
-        "is not compared",
-    }
-    assert {other for other in claims if other in said} == {claim}
+def test_answer_compares_critical_batches_by_the_interval_of_their_ratio(low, high, verdict, claim, estimates):
+    changed = with_columns(estimates.ratio_decomposition, value=1.61, value_low=low, value_high=high, verdict=verdict)
+    said = sentences(replace(estimates, ratio_decomposition=changed))
+    claims = ("is larger than", "is smaller than", "No difference between Muon's critical", "batch is not compared")
+    assert claim in said
+    assert sum(other in said for other in claims) == 1
+
+
+def test_answer_takes_the_token_ratio_apart_in_one_sentence(estimates):
+    said = sentences(estimates)
+    numbers = "1.51 [1.33, 1.72] at vanishing batch and 2.43 [2.05, 2.90] at infinite batch."
+    assert f"The fitted token ratio of AdamW over Muon is {numbers}" in said
+    changed = with_columns(estimates.ratio_decomposition, value=None)
+    assert "The fitted token ratio" not in sentences(replace(estimates, ratio_decomposition=changed))
 
 
 @pytest.mark.parametrize(
@@ -223,13 +221,26 @@ def test_answer_states_a_trend_by_its_verdict(verdict, claim, estimates):
     assert (" rises with" in said, " falls with" in said) == (claim == "rises", claim == "falls")
 
 
-@pytest.mark.parametrize(("factor", "claim"), [(0.5, "every point of AdamW is"), (2.0, "every point of Muon is")])
-def test_answer_names_the_frontier_that_covers_the_other(factor, claim, estimates):
-    ours = estimates.frontier.filter(pl.col("optimizer") == "adamw")
-    theirs = ours.with_columns(pl.col("train_seconds", "device_seconds") * factor, optimizer=pl.lit("muon"))
-    said = sentences(replace(estimates, frontier=pl.concat([ours, theirs])))
+@pytest.mark.parametrize(
+    ("low", "high", "verdict", "claim"),
+    [
+        (1.3, 2.0, "ok", "By the projected frontiers Muon costs fewer device-seconds than AdamW"),
+        (0.5, 0.8, "ok", "By the projected frontiers Muon costs more device-seconds than AdamW"),
+        (0.9, 2.0, "ok", "No difference between the projected frontiers of Muon and AdamW is resolved"),
+        (1.3, 2.0, "shared_machine", "are not compared: timed on a machine shared with other work."),
+    ],
+)
+def test_answer_ranks_frontiers_only_where_interval_and_verdict_carry_it(low, high, verdict, claim, estimates):
+    changed = with_columns(estimates.dominance, cost_ratio_low=low, cost_ratio_high=high, verdict=verdict)
+    said = lead(replace(estimates, dominance=changed))
+    claims = ("costs fewer", "costs more", "No difference between the projected", "are not compared")
     assert claim in said
-    assert "Projected frontiers, without intervals" in said
+    assert sum(other in said for other in claims) == 1
+
+
+def test_answer_without_points_of_a_pair_compares_no_frontiers(estimates):
+    said = lead(replace(estimates, dominance=estimates.dominance.clear()))
+    assert "The frontiers of Muon and AdamW cannot be compared, for want of points." in said
 
 
 LEAD_CLAIMS = {
@@ -279,7 +290,6 @@ def test_lead_gives_both_critical_batches_and_their_caveat(estimates):
     assert "Muon's critical batch is 2.30K [2.00K, 2.70K] tokens against 2.30K [2.00K, 2.60K] tokens for AdamW." in said
     assert "Caveat for AdamW: best learning rate at the edge of those tried." in said
     assert "Reservation for Muon: one rate." in said
-    assert "intervals" not in said.partition("Caveat")[0]
 
 
 def test_lead_of_one_optimizer_gives_its_critical_batch():
@@ -317,31 +327,15 @@ def test_sentences_hold_no_identifier(draw):
     made = estimate(records(LAB, runs))
     said = f"{lead(made)} {sentences(made)}"
     assert not re.findall(r"\w+_\w+", said)
-    assert not re.findall(r"\b(1 \w+s (?:of|at|behind)|adamw|muon)\b", said)
-
-
-def test_frontiers_timed_on_a_busy_machine_have_no_winner(estimates):
-    ours = estimates.frontier.filter(pl.col("optimizer") == "adamw")
-    theirs = ours.with_columns(pl.col("train_seconds", "device_seconds") * 0.5, optimizer=pl.lit("muon"))
-    slow = "times were measured on a machine shared with other work: CPU share 61%"
-    both = with_columns(pl.concat([ours, theirs]), verdict="shared_machine", explanation=slow)
-    sound = with_columns(estimates.cells, verdict="ok")
-    said = lead(replace(estimates, frontier=both, cells=sound))
-    assert f"are not compared: {slow}." in said
-    assert "matched or beaten" not in said
-
-
-def test_frontiers_of_batches_with_a_caveat_have_no_winner(estimates):
-    first = (pl.col("global_batch_tokens") == 256) & (pl.col("optimizer") == "adamw")
-    cells = estimates.cells.with_columns(verdict=pl.when(first).then(pl.lit("edge_of_grid")).otherwise(pl.lit("ok")))
-    said = lead(replace(estimates, cells=cells))
-    assert "are not compared: 1 of the batches behind them carries a caveat or is left out." in said
+    assert not re.findall(r"(?<![\d.])\b(?:1 \w+s (?:of|at|behind)|adamw|muon)\b", said)
 
 
 def test_reasons_stand_once_below_their_table(estimates):
     frame = with_columns(estimates.critical_batches, verdict="misfit", explanation="a long reason")
     made = html_table("critical_batches", "", frame, TABLES["critical_batches"])
     assert made.notes == ["¹ a long reason"]
+    assert "reasons" not in made.header
+    assert made.header.index("verdict") < made.header.index("critical batch tokens")
     verdicts = {row[made.header.index("verdict")] for row in made.rows}
     assert verdicts == {"the curve misses the points¹"}
     assert not any("a long reason" in cell for row in made.rows for cell in row)
@@ -393,3 +387,61 @@ def test_answer_tells_the_reservation_beside_a_claim(estimates):
     said = sentences(replace(estimates, token_ratios=changed))
     assert "needs fewer tokens" in said
     assert said.count("; muon: one rate)") == said.count("needs fewer tokens")
+
+
+def test_sections_stand_in_the_order_of_reading_and_warnings_before_the_definitions(page):
+    order = ["answer", "inputs", *(section.anchor for section in captions.SECTIONS), "warnings", "definitions"]
+    places = [page.index(f'<section id="{anchor}"') for anchor in order]
+    assert places == sorted(places)
+
+
+def test_every_figure_names_the_tables_that_it_was_drawn_from(page):
+    for name, caption in captions.FIGURES.items():
+        figure = page[page.index(f'<figure id="figure-{name}">') :].partition("</figure>")[0]
+        assert all(f'href="tables/{table}.csv"' in figure for table in caption.tables), name
+
+
+def test_what_is_absent_is_said_in_words_and_leaves_no_file_of_an_earlier_report(estimates, tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "FIGURES", {"gaps": plots.FIGURES["gaps"]})
+    write_report(estimates, tmp_path)
+    assert (tmp_path / "figures" / "gaps.svg").exists()
+    page = write_report(replace(estimates, gaps=estimates.gaps.clear()), tmp_path).read_text()
+    assert not list((tmp_path / "figures").iterdir())
+    assert "No gaps of final loss" in page
+    assert "No rows: it takes final losses of the baseline and of another optimizer" in page
+
+
+def test_page_of_finals_compares_losses_and_says_that_no_tokens_can_be_told(estimates, tmp_path):
+    """As of an outside table: no curve, no device, no seconds, no rates."""
+    kept = {"runs", "gaps", "iso_loss", "speedups", "equal_budget", "tuning"}
+    empty = {name: getattr(estimates, name).clear() for name in TABLES if name not in kept}
+    nulls = [name for name in RUNS if name not in KEYS]
+    runs = estimates.records.runs.with_columns(pl.lit(None, RUN_TYPES[name]).alias(name) for name in nulls)
+    manifest = estimates.records.manifest.model_copy(update={"targets_nats": ()})
+    bare = replace(estimates.records, manifest=manifest, runs=runs, evaluations=estimates.records.evaluations.clear())
+    page = write_report(replace(estimates, records=bare, **empty), tmp_path).read_text()
+    assert "No tokens to a target loss can be told from what the runs recorded." in page
+    assert "Muon&#39;s loss is lower than AdamW&#39;s" in page
+    assert "No loss curves" in page
+    assert {path.stem for path in (tmp_path / "figures").glob("*.svg")} == {"coverage", "equal_budget", "gaps"}
+
+
+def test_page_of_a_table_of_targets_has_no_runs(estimates, tmp_path):
+    given = estimates.targets.filter(target_loss_nats=2.0).with_columns(
+        pl.lit(None, estimates.targets.schema[name]).alias(name)
+        for name in ("peak_lr", "warmup_tokens", "num_devices", "train_seconds_to_target", "flops_to_target")
+    )
+    records_ = estimates.records
+    bare = replace(records_, runs=records_.runs.clear(), evaluations=records_.evaluations.clear(), given=given)
+    cells = estimates.cells.with_columns(
+        best_lr=pl.lit(None, pl.Float64), optimal_lr=pl.lit(None, pl.Float64), lr_verdict=pl.lit("single_rate")
+    )
+    none = {name: getattr(estimates, name).clear() for name in ("frontier", "dominance", "choices", "equal_budget")}
+    rates = estimates.rates.with_columns(peak_lr=pl.lit(None, pl.Float64))
+    made = replace(estimates, records=bare, cells=cells, rates=rates, targets=given, **none)
+    page = write_report(made, tmp_path).read_text()
+    assert "No learning rates: the runs record none." in page
+    assert "tokens to targets as given" in page
+    assert {"headline", "tokens_to_target", "critical_batches"} <= {
+        p.stem for p in (tmp_path / "figures").glob("*.svg")
+    }

@@ -3,11 +3,13 @@
 import json
 import math
 import os
+import platform
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,15 +17,17 @@ import torch
 
 from harness import STOPPED
 from harness.batch_plan import plan_batch
-from harness.callbacks.interruption import Interrupted
+from harness.callbacks.interruption import AtomicCheckpointIO, Checkpoints, Interrupted
 from harness.config import SCIENCE_VERSION, MachineConfig, RunConfig
 from harness.corpus import prepare
 from harness.data import MicroBatches
 from harness.model import Transformer
 from harness.module import LanguageModel
+from harness.origin import lock_hash
 from harness.record import EVALUATION_COLUMNS, RUN_COLUMNS, RunFolder, read_json, read_rows
 from harness.shards import open_shard
 from harness.train import train
+from sweeps.store import is_missing, result_state
 from tests.runs import tiny_run
 
 CLOCKS = {"train_seconds", "train_cpu_seconds", "eval_seconds", "other_seconds"}
@@ -68,6 +72,13 @@ def test_train_records_every_column_at_every_mark(finished: Path) -> None:
     for name in CLOCKS:
         seconds = [row[name] for row in rows]
         assert seconds == sorted(seconds)
+
+
+def test_train_records_where_it_ran_and_with_what(finished: Path) -> None:
+    row = read_json(RunFolder(finished).run)
+    assert (row["host"], row["lock_hash"]) == (platform.node(), lock_hash())
+    assert (row["driver"], row["cuda_version"]) == (None, None)  # on a processor
+    assert (row["code_snapshot"], row["micro_batch_halvings"]) == (None, 0)
 
 
 def test_train_records_which_algorithm_updates_which_tensor(run: RunConfig, finished: Path) -> None:
@@ -175,6 +186,60 @@ def test_signal_saves_at_the_step_boundary_and_resume_is_bit_exact(
     assert train(run, MACHINE, folder, cache) == "finished"
     assert science_rows(folder) == science_rows(finished)
     assert read_json(RunFolder(folder).run)["resumes"] == 2
+
+
+def test_signal_before_the_first_step_stops_the_run_after_it(
+    run: RunConfig, finished: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning would take it meanwhile, and end the process with status 0."""
+    configure = LanguageModel.configure_optimizers
+
+    def signalled(self: LanguageModel) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return configure(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LanguageModel, "configure_optimizers", signalled)
+        with pytest.raises(Interrupted, match="after step 1;"):
+            train(run, MACHINE, tmp_path, cache)
+    assert train(run, MACHINE, tmp_path, cache) == "finished"
+    assert science_rows(tmp_path) == science_rows(finished)
+
+
+@pytest.mark.parametrize(
+    ("every", "save_seconds", "saves"),
+    [
+        ("auto", 1.0, [60, 121, 182, 243, 304]),
+        ("auto", 10.0, [60, 270]),
+        (100.0, 10.0, [100, 210, 320]),
+        (0.0, 0.0, list(range(10, 320, 10))),
+    ],
+)
+def test_checkpoints_are_as_seldom_as_keeps_saving_under_a_twentieth_of_the_time(
+    run: RunConfig, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    every: float | str, save_seconds: float, saves: list[float],
+) -> None:  # fmt: skip
+    """A clock of ten seconds a step, over 31 steps that may end in a checkpoint, and a writer of `save_seconds`."""
+    now, saved_at = 0.0, []
+    save, step = AtomicCheckpointIO.save_checkpoint, Checkpoints.on_step_end
+
+    def slow_save(self: AtomicCheckpointIO, *arguments: Any, **keywords: Any) -> None:
+        nonlocal now
+        saved_at.append(now)
+        now += save_seconds
+        save(self, *arguments, **keywords)
+
+    def slow_step(self: Checkpoints, *arguments: Any) -> None:
+        nonlocal now
+        now += 10.0
+        step(self, *arguments)
+
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", slow_save)
+    monkeypatch.setattr(Checkpoints, "on_step_end", slow_step)
+    monkeypatch.setattr("harness.callbacks.interruption.time", SimpleNamespace(monotonic=lambda: now))
+    machine = MachineConfig.parse(MACHINE.model_dump() | {"checkpoint_every_seconds": every}, "test")
+    train(run, machine, tmp_path, cache)
+    assert saved_at == saves
 
 
 def test_resume_refuses_another_factorisation_and_another_run(
@@ -288,6 +353,20 @@ def test_loss_above_its_start_ends_a_run_when_the_tokens_have_doubled(text: Path
     losses = {row["step"]: row["val_loss_nats"] for row in read_rows(RunFolder(tmp_path).evaluations)}
     assert list(losses) == [0, 4, 6, 8, 12]
     assert all(losses[step] > losses[0] for step in (4, 6, 8, 12))
+
+
+def test_interrupted_run_diverges_where_it_would_have(
+    text: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss is above its start at the marks 6 and 8 of one process, and at 12 of the next, which ends the run."""
+    run = tiny_run(text, cache, optimizer={"name": "adamw", "peak_lr": 1.0})
+    with monkeypatch.context() as patch:
+        act_in_micro_batch(patch, 38, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Interrupted, match="after step 10"):
+            train(run, MACHINE, tmp_path, cache)
+    assert train(run, MACHINE, tmp_path, cache) == "diverged"
+    assert [row["step"] for row in science_rows(tmp_path)] == [0, 4, 6, 8, 12]
+    assert (result_state(RunFolder(tmp_path)), is_missing(RunFolder(tmp_path))) == ("diverged", False)
 
 
 def test_max_grad_norm_clips_and_the_record_keeps_the_norm_before(text: Path, cache: Path, tmp_path: Path) -> None:

@@ -52,3 +52,13 @@ def test_equal_names_of_two_sections_are_told_apart() -> None:
     second = {"optimizer": {"eps": 2, "auxiliary": {"eps": 2}}}
     split = split_by_variants(runs(("muon", 1, first), ("muon", 1, second)))
     assert split["optimizer"][0] == "muon, optimizer.auxiliary.eps=1, optimizer.eps=1"
+
+
+def test_runs_without_their_configuration_split_nothing() -> None:
+    given = runs(("muon", 1, {}), ("muon", 1, {})).with_columns(config_json=pl.lit(None, pl.String))
+    assert split_by_variants(given).equals(given)
+
+
+def test_setting_that_only_some_runs_of_a_cell_have_splits_it() -> None:
+    split = split_by_variants(runs(("muon", 1, config()), ("muon", 1, config(nesterov=True))))
+    assert split["optimizer"].to_list() == ["muon", "muon, nesterov=true"]

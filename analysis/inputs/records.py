@@ -1,13 +1,14 @@
 """Records of a sweep as two frames with checked types: runs, and the evaluations along them."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
 
 from analysis.inputs.variants import first_variant, split_by_variants
-from analysis.schemas import EVALUATIONS, RUNS, Columns, polars_schema
+from analysis.schemas import EVALUATIONS, RUNS, TARGETS, Columns, polars_schema
 from harness.record import RUN_COLUMNS, RunFolder, SweepManifest, complete, read_json, read_rows
 
 pl.Config.set_engine_affinity("in-memory")  # the streaming engine keeps no row order and sums in any order
@@ -18,11 +19,29 @@ EVALUATIONS_PARQUET = "evaluations.parquet"
 
 @dataclass(frozen=True)
 class Records:
-    """A sweep as it was run: manifest, a row per run (`schemas.RUNS`), a row per evaluation (`schemas.EVALUATIONS`)."""
+    """Runs as they were recorded: manifest, a row per run (`schemas.RUNS`), a row per evaluation (`EVALUATIONS`).
+
+    given: rows of `schemas.TARGETS` that an outside table states in place of curves.
+    targets_by_model: losses to be reached by the runs of each model; None: the manifest's hold for all.
+    notes: what the reader should know of how an outside table was read, a line each.
+    outside: whether the runs come from tables of others, not from sweeps.
+    """
 
     manifest: SweepManifest
     runs: pl.DataFrame
     evaluations: pl.DataFrame
+    given: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=polars_schema(TARGETS)))
+    targets_by_model: Mapping[str, Sequence[float]] | None = None
+    notes: tuple[str, ...] = ()
+    outside: bool = False
+
+    def losses(self) -> pl.DataFrame:
+        """Return (model, target_loss_nats): the losses that the runs of each model are to reach."""
+        by_model = self.targets_by_model
+        if by_model is None:
+            by_model = dict.fromkeys(self.runs["model"].unique().sort(), self.manifest.targets_nats)
+        pairs = [(model, loss) for model, losses in by_model.items() for loss in sorted(set(losses))]
+        return pl.DataFrame(pairs, schema={"model": pl.String, "target_loss_nats": pl.Float64}, orient="row")
 
 
 def load(folder: Path) -> Records:
@@ -33,6 +52,11 @@ def load(folder: Path) -> Records:
 
     Raises: ValueError naming the file that is missing, truncated or corrupt.
     """
+    return from_frames(*read_frames(folder))
+
+
+def read_frames(folder: Path) -> tuple[SweepManifest, pl.DataFrame, pl.DataFrame]:
+    """Return manifest, runs and evaluations as they are in a sweep's folder, for `from_frames`."""
     manifest = _read_manifest(folder / "sweep.json")
     folders = [RunFolder(folder / "runs" / run.run_id) for run in manifest.runs]
     started = [run for run in folders if run.run.exists()]
@@ -47,7 +71,7 @@ def load(folder: Path) -> Records:
             run = RunFolder(folder / "runs" / run_id)
             file, remedy = run.evaluations, f"remove {run.run} to run this run again"
         raise ValueError(f"{file}: no evaluation of the finished run {run_id}; the record is corrupt: {remedy}")
-    return from_frames(manifest, runs, evaluations)
+    return manifest, runs, evaluations
 
 
 def save(records: Records, folder: Path) -> None:
@@ -63,7 +87,6 @@ def from_frames(manifest: SweepManifest, runs: pl.DataFrame, evaluations: pl.Dat
         schema={"run_id": pl.String, "stage": pl.String},
         orient="row",
     ).unique("run_id", keep="first", maintain_order=True)
-    evaluations = evaluations.unique(["run_id", "step"], keep="last", maintain_order=True)
     runs = (
         runs.select(*RUN_COLUMNS)
         .unique("run_id", keep="last", maintain_order=True)
@@ -71,9 +94,23 @@ def from_frames(manifest: SweepManifest, runs: pl.DataFrame, evaluations: pl.Dat
         .join(evaluations, on="run_id", how="semi")
     )
     runs = split_by_variants(runs.with_columns(tuning=pl.lit("")).select(*RUNS).sort("run_id"))
-    evaluations = evaluations.select(*EVALUATIONS).join(runs, on="run_id", how="semi")
     manifest = manifest.model_copy(update={"baseline": first_variant(manifest.baseline, runs)})
-    return Records(manifest, runs, evaluations.sort("run_id", "step"))
+    return Records(manifest, runs, _in_order(evaluations, runs))
+
+
+def _in_order(evaluations: pl.DataFrame, runs: pl.DataFrame) -> pl.DataFrame:
+    """Return the evaluations of `runs` in order of run and step, the later of two rows for one step.
+
+    The runs' order is sorted by, as a number: much faster than by their names.
+    """
+    order = runs.select("run_id", order=pl.int_range(pl.len(), dtype=pl.UInt32))
+    is_last = pl.any_horizontal(pl.col("order", "step") != pl.col("order", "step").shift(-1))
+    return (
+        evaluations.join(order, on="run_id", maintain_order="left")
+        .sort("order", "step", maintain_order=True)
+        .filter(is_last.fill_null(value=True))
+        .select(*EVALUATIONS)
+    )
 
 
 def _read_manifest(path: Path) -> SweepManifest:

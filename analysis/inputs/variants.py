@@ -43,9 +43,27 @@ def first_variant(optimizer: str, runs: pl.DataFrame) -> str:
 
 
 def _settings(runs: pl.DataFrame) -> list[dict[str, str]]:
-    """Return each run's settings by dotted key, as JSON; none for a record without its configuration."""
-    configs = [json.loads(config or "{}") for config in runs["config_json"]]
-    return [{key: json.dumps(value) for key, value in dotted(config)} for config in configs]
+    """Return each run's settings by dotted key, as JSON, but those of its cell; none without its configuration.
+
+    Runs of a cell have one dictionary in common: thousands of runs are a few configurations.
+    """
+    distinct: dict[str, dict[str, str]] = {}
+    return [_shared(_without_own(json.loads(config or "{}")), distinct) for config in runs["config_json"]]
+
+
+def _shared(config: dict[str, Any], distinct: dict[str, dict[str, str]]) -> dict[str, str]:
+    text = json.dumps(config, sort_keys=True)
+    if text not in distinct:
+        distinct[text] = {key: json.dumps(value) for key, value in dotted(config)}
+    return distinct[text]
+
+
+def _without_own(config: dict[str, Any]) -> dict[str, Any]:
+    """Take out what may differ between the runs of a cell."""
+    for key in _WITHIN_A_CELL:
+        section, _, name = key.rpartition(".")
+        (config.get(section, {}) if section else config).pop(name, None)
+    return config
 
 
 def _varying(runs: pl.DataFrame, settings: list[dict[str, str]]) -> set[str]:
@@ -54,8 +72,9 @@ def _varying(runs: pl.DataFrame, settings: list[dict[str, str]]) -> set[str]:
     varying: set[str] = set()
     for cell, own in zip(cells, settings, strict=True):
         other = first.setdefault(cell, own)
-        varying |= {key for key in own.keys() | other.keys() if own.get(key) != other.get(key)}
-    return varying - _WITHIN_A_CELL
+        if own is not other:
+            varying |= {key for key in own.keys() | other.keys() if own.get(key) != other.get(key)}
+    return varying
 
 
 def _labels(names: pl.Series, settings: list[dict[str, str]], keys: list[str]) -> pl.Series:

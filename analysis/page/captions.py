@@ -14,16 +14,32 @@ class Caption(NamedTuple):
     tables: tuple[str, ...]
 
 
+class Section(NamedTuple):
+    """A part of the page: its anchor, its title, and the figures and tables in it."""
+
+    anchor: str
+    title: str
+    figures: tuple[str, ...]
+    tables: tuple[str, ...]
+
+
 FIGURES: dict[str, Caption] = {
     "headline": Caption(
-        "The answer in two panels",
+        "The answer",
         """Left: training tokens until the hardest target loss that the optimizers reached, against global batch
         size. Flat is perfect scaling: twice the batch, half the steps. The star marks the critical batch, where
-        twice the least tokens are spent; a hollow marker carries a caveat. Right: time against compute to the same
-        target. The open points are projected over device counts by the cost model below, not measured; they carry no
-        interval. At the ends of a line stands batch × devices, where there is room. Lower and further left is
+        twice the least tokens are spent; a hollow marker carries a caveat. Right, where times were recorded: time
+        against compute to the same target. The open points are projected over device counts by the cost model below,
+        not measured. A bar along the diagonal is a point's {level} interval, as its time and its cost move together
+        with its tokens. At the ends of a line stands batch × devices, where there is room. Lower and further left is
         better.""",
         ("cells", "fit_curves", "critical_batches", "frontier"),
+    ),
+    "coverage": Caption(
+        "Cells",
+        """Each tile is an optimizer at a batch: how many of its runs came to the target, of how many over all learning
+        rates and seeds, and how many seeds they had. A dash: nothing was run.""",
+        ("targets", "runs"),
     ),
     "tokens_to_target": Caption(
         "Tokens to target",
@@ -41,6 +57,18 @@ FIGURES: dict[str, Caption] = {
         caveat: the table's verdict and reason say which.""",
         ("cells", "fit_curves", "critical_batches"),
     ),
+    "critical_batches": Caption(
+        "Critical batch by definition",
+        """Each line is a definition, explained below; bars are {level} intervals, an arrow at the edge one that goes on
+        or has no end. Optimizers are compared within a line, never across lines. Hollow: with a caveat.""",
+        ("critical_batches",),
+    ),
+    "laws": Caption(
+        "Scaling laws",
+        """Critical batches with their {level} intervals against the variable of each law, on log axes; the line is the
+        power law. Laws of several variables and by other definitions are in the table alone.""",
+        ("laws", "critical_batches"),
+    ),
     "token_ratios": Caption(
         "Token ratio",
         """Tokens of the baseline over tokens of the other optimizer, at the same batch and loss, each at the learning
@@ -49,17 +77,44 @@ FIGURES: dict[str, Caption] = {
         marker carries a caveat: the table's verdict and reason say which.""",
         ("token_ratios", "ratio_trends"),
     ),
+    "token_ratio_by_target": Caption(
+        "Token ratio over the target loss",
+        """The same ratios against the target loss, harder targets to the right, a line per batch; bars are {level}
+        intervals. Points of different batches are set side by side.""",
+        ("token_ratios",),
+    ),
+    "ratio_decomposition": Caption(
+        "The token ratio taken apart",
+        """With T(B) = T_min (1 + B / B_crit) fitted to both optimizers jointly, the ratio goes from R_0 at small batch
+        to R_∞ at large batch, and R_∞ / R_0 is the challenger's critical batch over the baseline's. Bars are {level}
+        intervals; the line is at 1.""",
+        ("ratio_decomposition",),
+    ),
+    "rate_rules": Caption(
+        "Token ratio under rules of learning rate",
+        """The token ratio if both optimizers had followed a rule instead of each batch's best rate, read off the fitted
+        quadratics in log rate; bars are {level} intervals.""",
+        ("rate_rules",),
+    ),
     "frontier_device_seconds": Caption(
         "Frontier of time and device-seconds",
-        """Filled points are the runs' own seconds on the machine that ran them. Open points are projected over
-        device counts by the cost model below and carry no interval. A line joins the points of one optimizer that
-        no other of its points beats in both time and cost; the table names batch and devices of each.""",
+        """Filled points are the runs' own seconds on the machine that ran them; kinds of device never share a panel.
+        Open points are projected over device counts by the cost model below. A bar along the diagonal is a point's
+        {level} interval, as its time and its cost move together with its tokens. A line joins the points of one
+        optimizer that no other of its points beats in both time and cost; the table names batch and devices of
+        each.""",
         ("frontier", "cost_model"),
     ),
     "frontier_flops": Caption(
         "Frontier of time and FLOPs",
         """The same points with training FLOPs, the optimizer's included, as the cost: device counts change the time
         alone.""",
+        ("frontier", "cost_model"),
+    ),
+    "frontier_devices": Caption(
+        "Devices against time",
+        """The plot of arXiv 2505.02222: at each number of devices the fastest batch of each optimizer to the target,
+        named where there is room. Numbers of devices that fewer match in time are left out.""",
         ("frontier", "cost_model"),
     ),
     "loss_curves": Caption(
@@ -85,6 +140,13 @@ FIGURES: dict[str, Caption] = {
         runs. Of marks less than a factor of two apart the last is drawn.""",
         ("equal_budget",),
     ),
+    "gaps": Caption(
+        "Gaps of final loss",
+        """Final loss of the baseline less that of each other optimizer, after the same token budget at the same batch,
+        with its {level} interval: above the line the other optimizer is better. Points of different optimizers are set
+        side by side.""",
+        ("gaps",),
+    ),
 }
 
 TABLES: dict[str, str] = {
@@ -99,6 +161,7 @@ TABLES: dict[str, str] = {
     "dominance": "Where on the time axis the challenger's frontier costs less.",
     "choices": "Fastest within a budget, cheapest within a deadline.",
     "equal_budget": "Losses after equal numbers of tokens.",
+    "final_losses": "Losses at the end of token budgets, at the chosen learning rates.",
     "gaps": "Differences of final loss at equal token budgets.",
     "iso_loss": "The batch that the challenger may use at the baseline's loss and tokens.",
     "speedups": "Tokens of the baseline for the challenger's loss, over the challenger's.",
@@ -113,33 +176,54 @@ TABLES: dict[str, str] = {
     "agreement": "Agreement with the reference, number by number.",
 }
 
-DEFINITIONS: dict[str, str] = {
-    "Global batch": """
-        Tokens per optimizer step, over all devices and accumulation.""",
-    "Units": """
-        A power of two from 1024 on is exact and written in binary units without decimals: 1K is 1024, 1M is 1024².
-        Everything else has three digits in decimal units: 1.00K is 1000. Axes of tokens have decimal ticks, the
-        axis of batches binary ones. Tables of runs write every integer in full.""",
-    "Tokens to target, T": """
-        Training tokens until the validation loss first is at or below the target, interpolated between evaluations.
-        A run that stops above the target is censored, never counted as a number.""",
-    "emin_over_smin": """
-        The batch B_crit of T(B) = T_min (1 + B / B_crit), the same as (S / S_min − 1)(E / E_min − 1) = 1: at B_crit
-        twice the least tokens and twice the least steps are spent. McCandlish et al., arXiv 1812.06162.""",
-    "overhead_20pct": """
-        The batch at which steps are 20 % above linear scaling from a reference batch: with S = a + b / B, B* = 1.2
-        B_ref + 0.2 b / a. Zhang et al., arXiv 2410.21676.""",
-    "Token ratio, R": """
-        Tokens of the baseline over tokens of the challenger at the same batch, target and protocol. arXiv
-        2505.02222, equation 2.""",
-    "Protocol": """
-        How a loss is matched to tokens. constant_ema: constant learning rate after warmup, averaged weights;
-        constant_raw: the same without averaging; mid_schedule: read while the rate decays, which is biased.""",
-    "Interval": """
-        {level}. Variance of log T pooled over cells, t quantiles: percentile bootstraps of two or three seeds cover
-        far too little.""",
-    "Verdict": """
-        ok, or what forbids reading the number as it stands; the reason says it in words.""",
-    "Training seconds": """
-        Time inside optimizer steps; evaluation, checkpoints, start-up and compilation are timed apart.""",
+#: What it takes to fill a table: said in its place where it is empty.
+NEEDS: dict[str, str] = {
+    "critical_batches": "tokens to a target at two batches or more",
+    "laws": "critical batches of several model sizes, token counts or losses",
+    "cells": "runs whose loss can be matched to tokens, and a target",
+    "token_ratios": "tokens of the baseline and of another optimizer to the same target",
+    "ratio_trends": "token ratios at two batches or more",
+    "ratio_decomposition": "a curve through the tokens of the baseline and of another optimizer",
+    "rate_rules": "quadratics in log rate of the baseline and of another optimizer, at shared batches",
+    "frontier": "training seconds of runs that reached a target",
+    "dominance": "frontiers of the baseline and of another optimizer",
+    "choices": "a frontier",
+    "cost_model": "training seconds",
+    "equal_budget": "losses after the same tokens, beyond the warmup",
+    "final_losses": "runs that ended at their token budget",
+    "gaps": "final losses of the baseline and of another optimizer after the same token budget",
+    "iso_loss": "final losses of the baseline and of another optimizer at several batches",
+    "speedups": "loss laws of the baseline and of another optimizer, which take several token budgets",
+    "loss_laws": "final losses after several token budgets",
+    "tuning": "runs",
+    "rates": "runs with a learning rate, and a target",
+    "targets": "runs or a table of tokens to a target",
+    "runs": "runs",
 }
+
+SECTIONS: tuple[Section, ...] = (
+    Section("coverage", "Coverage", ("coverage",), ("tuning",)),
+    Section("rates", "Learning rates", ("loss_curves", "learning_rates"), ("cells", "rates")),
+    Section("tokens", "Tokens to target", ("tokens_to_target",), ("loss_laws",)),
+    Section("steps", "Steps to target", ("steps_to_target",), ()),
+    Section("critical", "Critical batch sizes", ("critical_batches",), ("critical_batches",)),
+    Section(
+        "ratio",
+        "Token ratio",
+        ("token_ratios", "token_ratio_by_target", "ratio_decomposition", "rate_rules"),
+        ("token_ratios", "ratio_trends", "ratio_decomposition", "rate_rules"),
+    ),
+    Section(
+        "frontier",
+        "Compute and time",
+        ("frontier_device_seconds", "frontier_flops", "frontier_devices"),
+        ("dominance", "choices", "frontier", "cost_model"),
+    ),
+    Section(
+        "budgets",
+        "Equal token budgets",
+        ("equal_budget", "gaps"),
+        ("equal_budget", "final_losses", "gaps", "iso_loss", "speedups"),
+    ),
+    Section("laws", "Scaling laws", ("laws",), ("laws",)),
+)

@@ -131,12 +131,20 @@ class OrderedStyle:
         ]
 
 
-def panels(number: int, *, share: bool = True, note_lines: int = 0) -> tuple[Figure, list[Axes]]:
+def panels(
+    number: int,
+    *,
+    share: bool = True,
+    note_lines: int = 0,
+    height_inches: float = PANEL_HEIGHT_INCHES,
+    margin_inches: float = 0.0,
+) -> tuple[Figure, list[Axes]]:
     """Return a figure of `number` panels in rows of three, with room for notes above and a legend at the right.
 
-    `share` gives all panels the same axes; the ticks of y are then labelled once a row.
+    `share` gives all panels the same axes; the ticks of y are then labelled once a row. `margin_inches` is the room
+    for long labels at the left.
     """
-    figure, columns, rows = _sheet(number, PANEL_HEIGHT_INCHES + note_lines * NOTE_LINE_POINTS / 72)
+    figure, columns, rows = _sheet(number, height_inches + note_lines * NOTE_LINE_POINTS / 72, margin_inches)
     axes = list(figure.subplots(rows, columns, sharex=share, sharey=share, squeeze=False).flat)
     for spare in axes[number:]:
         spare.remove()
@@ -164,13 +172,6 @@ def y_label(axes: Sequence[Axes], text: str) -> None:
     """Label the y axis that panels share once a row."""
     for ax in axes[::MAX_PANEL_COLUMNS]:
         ax.set_ylabel(text)
-
-
-def in_words(message: str) -> Figure:
-    """Return a figure that says why there is nothing to draw."""
-    figure = Figure(figsize=(PANEL_WIDTH_INCHES + LEGEND_WIDTH_INCHES, 1.2), layout="constrained")
-    figure.text(0.5, 0.5, message, ha="center", va="center", color=MUTED, wrap=True)
-    return figure
 
 
 def empty_panel(ax: Axes, message: str) -> None:
@@ -257,16 +258,16 @@ def cue(label: str, **style: Any) -> Line2D:
     return Line2D([], [], label=label, **({"color": INK, "ls": ""} | style))
 
 
-def _sheet(number: int, height_inches: float) -> tuple[Figure, int, int]:
+def _sheet(number: int, height_inches: float, margin_inches: float = 0.0) -> tuple[Figure, int, int]:
     columns = min(number, MAX_PANEL_COLUMNS)
     rows = -(-number // columns)
-    size = (columns * PANEL_WIDTH_INCHES + LEGEND_WIDTH_INCHES, rows * height_inches + 0.5)
+    size = (margin_inches + columns * PANEL_WIDTH_INCHES + LEGEND_WIDTH_INCHES, rows * height_inches + 0.5)
     return Figure(figsize=size, layout="constrained"), columns, rows
 
 
 def _spaced_labels(batches: Sequence[int]) -> list[str]:
     """Label each batch, leaving out those nearer than a seventh of the axis to the last one labelled."""
-    nearest_ratio = (max(batches) / min(batches)) ** (1 / 8)
+    nearest_ratio = (max(batches) / min(batches)) ** (1 / 7)
     labels, last = [], 0.0
     for size in batches:
         room = size >= last * nearest_ratio

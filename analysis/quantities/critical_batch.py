@@ -1,77 +1,74 @@
 """Critical batch sizes, one function a definition, from the cells' T(B)."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from analysis import format as fmt
-from analysis.quantities.cells import Cells, why_unreached
+from analysis.quantities.batch_series import series_of
+from analysis.quantities.cell_verdicts import why_unreached
+from analysis.quantities.cells import Cells
+from analysis.quantities.curve_fits import CurveFits, knee_of
 from analysis.quantities.learning_rates import SERIES
 from analysis.schemas import CRITICAL_BATCHES, FIT_CURVES, table
-from analysis.statistics.fit import NUM_PARAMETERS, Array, Estimate, Fit, fit_saturating
-from analysis.statistics.noise import Errors, Noise, t_quantile
+from analysis.statistics.families import FREE_EXPONENT, KINK, SATURATING, log_batch_at
+from analysis.statistics.fit import Fit
+from analysis.statistics.intervals import Estimate
+from analysis.statistics.optimal_batch import cheapest_batch, largest_batch_within
+from analysis.verdicts import Finding, verdict_columns
 
-#: A fall of T with B, in log T, that counts as real where there are no replicates to tell.
-MIN_FALL_WITHOUT_REPLICATES = 0.1
+#: T may be this much above the least and count as optimal, in `token_optimal_5pct`.
+OPTIMAL_SHARE = 0.05
 _CURVE_POINTS = 64
 _NOTHING = Estimate(None)
-
-#: Verdict of a cell, verdict of the fit that has or lacks it, in words; later ones prevail.
-_CAVEATS = (
-    ("edge_of_grid", "edge_of_grid", "best learning rate outside those tried"),
-    ("warmup_confounded", "warmup_confounded", "target too close to the warmup"),
-    ("mid_schedule", "mid_schedule", "read while the learning rate decays"),
-    ("censored", "censored", "left out, since some runs fell short of the target"),
-    (
-        "reached_at_first_eval",
-        "reached_at_first_eval",
-        "left out, since runs were at the target at their first evaluation",
-    ),
-    ("not_reached", "censored", "left out, since no run reached the target"),
-    ("diverged", "censored", "left out, since all runs diverged"),
-)
-
-
-@dataclass(frozen=True)
-class SeriesFit:
-    """The fit of one optimizer at one target: a Fit, or None with the reason; and what qualifies it."""
-
-    fit: Fit | None
-    batches: Array
-    verdict: str
-    reason: str
+Row = dict[str, Any]
 
 
 def critical_batches(
-    estimated: Cells, level: float, reference_batch_tokens: int | None = None
+    estimated: Cells,
+    level: float,
+    reference_batch_tokens: int | None = None,
+    definitions: Sequence[str] | None = None,
+    residuals: str = "log",
+    loss: str = "squares",
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Return the tables `critical_batches` and `fit_curves`: every series by every definition."""
+    """Return the tables `critical_batches` and `fit_curves`: every series by every definition asked for.
+
+    `reference_batch_tokens` is that of `overhead_20pct`; `residuals` and `loss` are what least squares compares. By
+    default all definitions that T(B) can give; others are refused where they are asked for.
+
+    Raises: ValueError for an unknown definition, residuals or loss.
+    """
+    asked = OF_TOKENS if definitions is None else tuple(definitions)
+    if unknown := set(asked) - set(DEFINITIONS):
+        raise ValueError(f"definition {min(unknown)!r} is unknown: one of {', '.join(DEFINITIONS)}")
     rows, curves = [], []
     for key, cells in estimated.cells.group_by(SERIES, maintain_order=True):
         names = dict(zip(SERIES, key, strict=True))
-        unreached = why_unreached(estimated.runs.filter(**names))
+        series, runs = series_of(estimated, names, cells, level), estimated.runs.filter(**names)
+        unreached = None if len(series.batches) or runs.is_empty() else why_unreached(runs)
         if unreached:
-            series = SeriesFit(None, np.array([]), *unreached)
-        else:
-            series = fit_series(cells, estimated.chosen.filter(**names), estimated.noise[key], level)
-        rows.append(names | emin_over_smin(series))
-        rows.append(names | overhead_20pct(series, reference_batch_tokens))
-        curves += [names | row for row in _curve(series)]
+            series = replace(series, findings=(unreached,))
+        fits = CurveFits(series, level, residuals, loss)
+        rows += [names | _by_definition(definition, fits, reference_batch_tokens) for definition in asked]
+        curves += [names | row for row in _curve(fits)]
     return table(rows, CRITICAL_BATCHES), table(curves, FIT_CURVES)
 
 
-def emin_over_smin(series: SeriesFit) -> dict[str, Any]:
+def emin_over_smin(fits: CurveFits) -> Row:
     """B_crit of T(B) = T_min (1 + B / B_crit): the batch that takes twice the fewest tokens and twice the fewest steps.
 
     Source: arXiv 1812.06162, eq. 2.11: (S/S_min - 1)(E/E_min - 1) = 1 with E = S B.
     """
-    estimate = series.fit.critical_batch_tokens if series.fit else _NOTHING
-    return _row("emin_over_smin", series, estimate, series.verdict, series.reason)
+    knee = fits.batch_of(log_batch_at(1.0))
+    return _of_saturating("emin_over_smin", fits, knee, [])
 
 
-def overhead_20pct(series: SeriesFit, reference_batch_tokens: int | None) -> dict[str, Any]:
+def overhead_20pct(fits: CurveFits, reference_batch_tokens: int | None) -> Row:
     """Return the batch at which steps are 20 % above linear scaling from a reference batch B_ref.
 
     With S = a + b/B it is B* = 1.2 B_ref + 0.2 b/a, and b/a is B_crit of the other definition: one fit serves both, and
@@ -80,135 +77,148 @@ def overhead_20pct(series: SeriesFit, reference_batch_tokens: int | None) -> dic
     Source: arXiv 2410.21676, section 3.
     """
     if reference_batch_tokens is None:
-        reason = "needs a reference batch: one absolute number for all optimizers"
-        return _row("overhead_20pct", series, _NOTHING, "refused", reason)
-    ends = series.fit.critical_batch_tokens if series.fit else _NOTHING
-    b_star = [None if x is None else 1.2 * reference_batch_tokens + 0.2 * x for x in (ends.value, ends.low, ends.high)]
-    reason = "; ".join(filter(None, (f"reference batch {fmt.tokens(reference_batch_tokens)} tokens", series.reason)))
-    return _row("overhead_20pct", series, Estimate(*b_star), series.verdict, reason)
+        words = "needs a reference batch: one absolute number for all optimizers"
+        return _row("overhead_20pct", fits, _NOTHING, [Finding("refused", words)])
+    star = fits.batch_of(log_batch_at(0.2, reference_batch_tokens))
+    reference = Finding("ok", f"reference batch {fmt.tokens(reference_batch_tokens)} tokens")
+    return _of_saturating("overhead_20pct", fits, star, [reference])
 
 
-def fit_series(cells: pl.DataFrame, runs: pl.DataFrame, noise: Noise | None, level: float) -> SeriesFit:
-    """Fit T(B) to the cells that have a T; their caveats carry over to the fit.
+def token_optimal(fits: CurveFits) -> Row:
+    """Return the largest of the batches tried with the least T.
 
-    Where T falls from the smallest batches on and then rises, no curve of this family fits: the rising branch alone is
-    fitted, and the verdict says so.
+    Source: arXiv 2505.02222, eq. 6.
     """
-    known = cells.filter(pl.col("tokens_to_target").is_not_null()).sort("global_batch_tokens")
-    batches = known["global_batch_tokens"].to_numpy().astype(float)
-    log_tokens = known["tokens_to_target"].log().to_numpy()
-    errors = _errors(batches, runs, noise)
-    start = _start_of_rise(log_tokens, errors, level)
-    batches, log_tokens = batches[start:], log_tokens[start:]
-    verdict, reasons = _caveats(cells, start, batches)
-    if len(batches) <= NUM_PARAMETERS:
-        few = f"{_num_batches(batches)} to fit, and the curve has {NUM_PARAMETERS} parameters"
-        return SeriesFit(None, batches, verdict if start else "few_points", "; ".join([*reasons, few]))
-    fit = fit_saturating(batches, log_tokens, level, errors.part(start) if errors else None)
-    verdict, more = _judge(fit, batches, verdict)
-    return SeriesFit(fit, batches, verdict, "; ".join([*reasons, *more]))
+    return _of_points("token_optimal", fits, cheapest_batch)
 
 
-def _errors(batches: Array, runs: pl.DataFrame, noise: Noise | None) -> Errors | None:
-    if noise is None or not len(batches):
-        return None
-    return noise.of_means([runs.filter(pl.col("global_batch_tokens") == int(b))["seed"].to_list() for b in batches])
+def token_optimal_5pct(fits: CurveFits) -> Row:
+    """Return the largest batch whose T is within 5 % of the least, between batches by interpolation."""
+    return _of_points("token_optimal_5pct", fits, partial(largest_batch_within, OPTIMAL_SHARE))
 
 
-def _start_of_rise(log_tokens: Array, errors: Errors | None, level: float) -> int:
-    """Return the index of the smallest T if T falls significantly before it, else 0.
+def piecewise_kink(fits: CurveFits) -> Row:
+    """Return the batch up to which T stays at its least; log S falls with slope -1 before it, m beyond.
 
-    Each smaller batch is compared with the minimum by a one-sided t test, Bonferroni over all pairs of batches, since
-    the minimum was picked for being low.
+    Source: arXiv 2505.02222, appendix F.
     """
-    lowest = int(np.argmin(log_tokens)) if len(log_tokens) else 0
-    pairs = len(log_tokens) * (len(log_tokens) - 1) / 2
-    for index in range(lowest):
-        least = MIN_FALL_WITHOUT_REPLICATES
-        if errors is not None:
-            least = t_quantile(1 - (1 - level) / pairs, errors.contrast_dof) * errors.of_difference(index, lowest)
-        if log_tokens[index] - log_tokens[lowest] > least:
-            return lowest
-    return 0
+    fit = fits.kink
+    row = _row("piecewise_kink", fits, knee_of(fit), fits.judge(fit, knee_of(fit), KINK), fit)
+    slope = fit.bend_estimate if fit else _NOTHING
+    ends = (None if end is None else end - 1.0 for end in (slope.value, slope.low, slope.high))
+    return (
+        row | _columns("tail_slope", Estimate(*ends)) | _columns("t_min_tokens", fit.t_min_tokens if fit else _NOTHING)
+    )
 
 
-def _caveats(cells: pl.DataFrame, start: int, batches: Array) -> tuple[str, list[str]]:
-    """Hand the cells' own verdicts on to the fit: what is missing from it, and what is doubtful in it."""
-    verdict, reasons = "ok", []
-    for cell_verdict, fit_verdict, meaning in _CAVEATS:
-        affected = cells.filter(pl.col("verdict") == cell_verdict)["global_batch_tokens"].sort().to_list()
-        if affected:
-            verdict = fit_verdict
-            reasons.append(f"{meaning}: {_named(affected)}")
-    known = cells.filter(pl.col("tokens_to_target").is_not_null(), pl.col("lr_reason") != "")
-    for (lr_reason,), reserved in known.group_by(["lr_reason"], maintain_order=True):
-        reasons.append(f"{lr_reason}: {_named(reserved['global_batch_tokens'].sort().to_list())}")
-    if start:
-        verdict = "non_monotone"
-        reasons.insert(0, f"T falls before it rises: fitted from batch {fmt.tokens(batches[0])} on")
-    return verdict, reasons
+def free_exponent(fits: CurveFits) -> Row:
+    """Return B_crit of T(B) = T_min (1 + (B / B_crit)^α): the batch with T = 2 T_min whatever the exponent."""
+    fit = fits.free_exponent
+    findings = [*fits.judge(fit, knee_of(fit), FREE_EXPONENT), *fits.compare_exponents()]
+    row = _row("free_exponent", fits, knee_of(fit), findings, fit)
+    return row | _columns("exponent", _exponent(fit)) | _columns("t_min_tokens", fit.t_min_tokens if fit else _NOTHING)
 
 
-def _named(batches: list[int]) -> str:
-    return f"batch{'es' if len(batches) > 1 else ''} {fmt.listed([fmt.tokens(batch) for batch in batches])}"
+def branched(fits: CurveFits) -> Row:
+    """Refuse: T(B) says nothing of branches from a checkpoint, which `quantities.branching` reads."""
+    return _row("branched", fits, _NOTHING, [Finding("refused", "needs runs of the protocol branched_batch")])
 
 
-def _num_batches(batches: Array) -> str:
-    return f"{len(batches)} batch{'' if len(batches) == 1 else 'es'}"
+def noise_scale(fits: CurveFits) -> Row:
+    """Refuse: T(B) says nothing of gradients, whose norms `statistics.noise_scale` takes."""
+    words = "needs gradient norms at the same weights for two batch sizes, which no record holds"
+    return _row("noise_scale", fits, _NOTHING, [Finding("refused", words)])
 
 
-def _judge(fit: Fit, batches: Array, verdict: str) -> tuple[str, list[str]]:
-    reasons = []
-    estimate = fit.critical_batch_tokens
-    if fit.allowed is None:
-        verdict = "few_points" if verdict == "ok" else verdict
-        reasons.append(
-            f"no interval: {_num_batches(batches)} for {NUM_PARAMETERS} parameters and no usable replicate variance"
-        )
-    elif estimate.high is None or estimate.low is None:
-        verdict = verdict if verdict == "non_monotone" else "not_identified"
-        ends = [side for side, end in (("below", estimate.low), ("above", estimate.high)) if end is None]
-        reasons.append(f"the knee is not bracketed: it may lie {' or '.join(ends)} the batches tried")
-    elif estimate.value is not None and not batches[0] <= estimate.value <= batches[-1]:
-        verdict = verdict if verdict == "non_monotone" else "not_identified"
-        side = "below" if estimate.value < batches[0] else "above"
-        reasons.append(f"extrapolated: the knee lies {side} all batches tried")
-    if fit.birge_factor > 1:
-        verdict = "misfit" if verdict == "ok" else verdict
-        misfit = f"the curve misses the points by more than the seed noise (p = {fit.lack_of_fit_p:.2g})"
-        reasons.append(f"{misfit}, so the interval is widened {fit.birge_factor:.1f} times")
-    return verdict, reasons
+_OF_SERIES: dict[str, Callable[[CurveFits], Row]] = {
+    "emin_over_smin": emin_over_smin,
+    "token_optimal": token_optimal,
+    "token_optimal_5pct": token_optimal_5pct,
+    "piecewise_kink": piecewise_kink,
+    "free_exponent": free_exponent,
+    "branched": branched,
+    "noise_scale": noise_scale,
+}
+
+#: All definitions, and those that T(B) can give.
+DEFINITIONS = ("emin_over_smin", "overhead_20pct", *list(_OF_SERIES)[1:])
+OF_TOKENS = DEFINITIONS[:-2]
 
 
-def _row(definition: str, series: SeriesFit, estimate: Estimate, verdict: str, reason: str) -> dict[str, Any]:
-    fit = series.fit
-    t_min, s_min = (fit.t_min_tokens, fit.s_min_steps) if fit else (_NOTHING, _NOTHING)
+def _by_definition(definition: str, fits: CurveFits, reference_batch_tokens: int | None) -> Row:
+    if definition == "overhead_20pct":
+        return overhead_20pct(fits, reference_batch_tokens)
+    return _OF_SERIES[definition](fits)
+
+
+def _of_points(definition: str, fits: CurveFits, read: Callable[..., Estimate]) -> Row:
+    """Read a batch off the points alone, those included where T falls."""
+    series = fits.series.whole or fits.series
+    if len(series.batches) < 2:
+        few = Finding("few_points", "one batch shows no optimum")
+        return _row(definition, fits, _NOTHING, [few] if len(series.batches) else [])
+    estimate = read(series.batches, series.log_tokens, fits.level, series.errors)
+    findings = []
+    if estimate.value is None:
+        findings.append(Finding("not_identified", "T is still near its least at the largest batch tried"))
+    if series.errors is None:
+        findings.append(Finding("few_points", "no interval: no usable replicate variance"))
+    return _row(definition, fits, estimate, findings)
+
+
+def _of_saturating(definition: str, fits: CurveFits, estimate: Estimate, findings: list[Finding]) -> Row:
+    """Add T_min, S_min and α; neither of the first has a value where the knee lies beyond the batches on its side."""
+    fit, knee = fits.headline, fits.batch_of(log_batch_at(1.0))
+    row = _row(definition, fits, estimate, [*findings, *fits.judge(fit, knee, SATURATING), *fits.doubt()], fit)
+    if fit is None:
+        return row
+    t_min, s_min, batches = fits.t_min_tokens(), fit.s_min_steps, fits.series.batches
+    if knee.value is not None and knee.value < batches[0]:
+        t_min = replace(t_min, value=None)
+    if knee.value is not None and knee.value > batches[-1]:
+        s_min = replace(s_min, value=None)
+    return row | _columns("t_min_tokens", t_min) | _columns("s_min_steps", s_min) | _columns("exponent", _exponent(fit))
+
+
+def _exponent(fit: Fit | None) -> Estimate:
+    """Return α of a curve, 1 without an interval where it is so by definition."""
+    bend = fit.bend_estimate if fit else _NOTHING
+    if fit and not fit.family.is_bent:
+        return Estimate(1.0)
+    return Estimate(*(None if end is None else float(np.exp(end)) for end in (bend.value, bend.low, bend.high)))
+
+
+def _row(definition: str, fits: CurveFits, estimate: Estimate, own: Iterable[Finding], fit: Fit | None = None) -> Row:
+    """Make a row; what is not identified has no value, but what is known of its ends."""
+    findings = [*fits.series.findings, *own]
+    if any(finding.name == "not_identified" for finding in findings):
+        estimate = replace(estimate, value=None)
     return {
         "definition": definition,
-        "residuals": "log",
+        "residuals": fits.label,
         **_columns("critical_batch_tokens", estimate),
-        **_columns("t_min_tokens", t_min),
-        **_columns("s_min_steps", s_min),
-        **_columns("exponent", Estimate(1.0) if fit else _NOTHING),
+        "tokens_to_target": fits.series.tokens_at(estimate.value),
+        **_columns("t_min_tokens", _NOTHING),
+        **_columns("s_min_steps", _NOTHING),
+        **_columns("exponent", _NOTHING),
         **_columns("tail_slope", _NOTHING),
-        "num_batches": len(series.batches),
-        "lack_of_fit_p": fit.lack_of_fit_p if fit else None,
+        "num_batches": len(fits.series.batches),
+        "lack_of_fit_p": fit.scale.lack_of_fit_p if fit else None,
         "rms_residual": float(np.sqrt(np.mean(fit.residuals**2))) if fit else None,
-        "aicc": None,
-        "verdict": verdict,
-        "reasons": "" if verdict == "ok" else verdict,
-        "explanation": reason,
+        "aicc": fit.aicc if fit else None,
+        **verdict_columns(findings),
     }
 
 
-def _curve(series: SeriesFit) -> list[dict[str, Any]]:
-    """Return the fitted curve over the batches that it was fitted to."""
-    if series.fit is None:
+def _curve(fits: CurveFits) -> list[Row]:
+    """Return the curve of the headline over the batches that it was fitted to."""
+    fit, batches = fits.headline, fits.series.batches
+    if fit is None:
         return []
     rows = []
-    for batch in np.unique(np.geomspace(series.batches[0], series.batches[-1], _CURVE_POINTS).round().astype(int)):
-        tokens = series.fit.tokens_at(batch)
-        steps = Estimate(*(None if x is None else x / batch for x in (tokens.value, tokens.low, tokens.high)))
+    for batch in np.unique(np.geomspace(batches[0], batches[-1], _CURVE_POINTS).round().astype(int)):
+        tokens = fit.tokens_at(batch)
+        steps = Estimate(*(None if end is None else end / batch for end in (tokens.value, tokens.low, tokens.high)))
         columns = _columns("tokens_to_target", tokens) | _columns("steps_to_target", steps)
         rows.append({"global_batch_tokens": int(batch)} | columns)
     return rows

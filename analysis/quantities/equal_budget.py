@@ -1,101 +1,136 @@
-"""Loss at equal tokens: every cell at its chosen rate, at marks that every run compared has reached.
+"""Loss at equal tokens: every cell at its chosen rate, at the end of its budget and at marks on the way.
 
 Runs that stop at a target stop when they are good, so a mark that only some reached would favour those still running.
 A mark inside the warmup of a run compared says how far its rate has risen, nothing of its optimizer: it is left out.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from analysis.inputs.protocols import WITHOUT_CROSSINGS
 from analysis.inputs.records import Records
+from analysis.quantities.final_losses import FinalLosses
 from analysis.quantities.learning_rates import CELL, choose_rates
 from analysis.quantities.targets import curves
 from analysis.schemas import EQUAL_BUDGET, table
 from analysis.statistics.noise import Noise, pooled, t_quantile
 
+#: Marks are at least this factor apart.
+MIN_SPACING = 1.1
+
 _COMPARED = ["model", "protocol"]
+_BEST = [*CELL, "tuning", "peak_lr"]
 
 
-def equal_budget(records: Records, level: float) -> pl.DataFrame:
-    """Return the table `equal_budget`; losses between two evaluations are interpolated linearly in log tokens.
+def equal_budget(records: Records, finals: FinalLosses, level: float) -> pl.DataFrame:
+    """Return the table `equal_budget`: final losses at every token budget, each at its own best rate, and marks.
 
-    The marks are those of the largest batch. The rate is that of `choose_rates`, on fresh seeds where there are any; a
-    cell of which one of these diverged has no row, for the survivors would flatter it.
+    The marks are those of the largest batch, before the end that all runs compared may share; losses between two
+    evaluations are interpolated linearly in log tokens. The rate there is that of `choose_rates`, on fresh seeds where
+    there are any. A cell of which one of these diverged has no row, for the survivors would flatter it.
     """
-    curve = curves(records).filter(pl.col("tokens_seen") > 0).join(_settings(records), on="run_id")
-    chosen = _chosen(records, curve)
-    rows = []
-    for key, own in chosen.group_by(_COMPARED, maintain_order=True):
-        names = dict(zip(_COMPARED, key, strict=True))
-        final = _final_tokens(records, own)
-        for tokens in _marks(own):
-            at_mark = _losses_at(curve.filter(**names, diverged=False), tokens)
-            noise = {name: pooled(_groups(group)) for (name,), group in at_mark.group_by(["optimizer"])}
-            mark = {"tokens": tokens, "mark": "final" if final == {tokens} else "intermediate"}
-            at_mark = at_mark.join(own.select("run_id").unique(), on="run_id", how="semi")
-            for cell, runs in at_mark.group_by([*CELL, "peak_lr"], maintain_order=True):
-                place = dict(zip((*CELL, "peak_lr"), cell, strict=True))
-                rows.append(place | mark | _mean(runs, noise[place["optimizer"]], level))
-    return table(({name: row[name] for name in EQUAL_BUDGET} for row in rows), EQUAL_BUDGET)
+    return table([*_final_rows(finals), *_mark_rows(records, level)], EQUAL_BUDGET)
 
 
-def _settings(records: Records) -> pl.DataFrame:
-    return records.runs.select(
-        "run_id",
-        "warmup_tokens",
-        seed=pl.format("{}.{}", "init_seed", "data_seed"),
-        diverged=pl.col("status") == "diverged",
-    )
+def _final_rows(finals: FinalLosses) -> Iterator[dict[str, Any]]:
+    cells = finals.cells.filter(pl.col("final_loss_nats").is_not_null())
+    renamed = {"token_budget": "tokens"} | {
+        f"final_loss_nats{end}": f"val_loss_nats{end}" for end in ("", "_low", "_high")
+    }
+    final = cells.drop("tokens").rename(renamed).with_columns(mark=pl.lit("final"))
+    return final.select(*EQUAL_BUDGET).iter_rows(named=True)
 
 
-def _chosen(records: Records, curve: pl.DataFrame) -> pl.DataFrame:
-    """Keep the curves that stand for their cells: fresh seeds if a cell has any, else those at its best rate."""
+def _mark_rows(records: Records, level: float) -> Iterator[dict[str, Any]]:
+    curve = curves(records).filter(pl.col("tokens_seen") > 0)
+    curve = curve.select("run_id", "tokens_seen", "loss_nats", run=pl.col("run_id").rle_id())
+    runs, curve = _runs(records, curve), curve.drop("run_id")
+    for key, own in runs.group_by(_COMPARED, maintain_order=True):
+        compared = own.filter("chosen")
+        marks = _marks(compared, curve)
+        at_marks = _losses_at(own.filter(~pl.col("diverged"), pl.col("run").is_not_null()), curve, marks)
+        noise = {key: pooled(_groups(group)) for key, group in at_marks.group_by("tokens", "optimizer")}
+        for cell, group in at_marks.filter("chosen").group_by("tokens", *_BEST, maintain_order=True):
+            place = dict(zip(("tokens", *_BEST), cell, strict=True))
+            mean = _mean(group, noise[place["tokens"], place["optimizer"]], level)
+            yield {name: (place | {"mark": "intermediate"} | mean)[name] for name in EQUAL_BUDGET}
+
+
+def _runs(records: Records, curve: pl.DataFrame) -> pl.DataFrame:
+    """Return the runs whose marks can be compared: their number `run` in `curve`, first and last mark, and `chosen`.
+
+    Chosen are those that stand for their cells: fresh seeds if a cell has any, else those at its best setting. Runs
+    that decay towards several budgets differ at a mark, and some protocols say nothing of it.
+    """
+    several = (pl.col("protocol") == "mid_schedule") & (pl.col("token_budget").n_unique().over(CELL) > 1)
     confirmed = (pl.col("stage") == "confirm").any().over(CELL)
+    is_best = pl.col("peak_lr").eq_missing(pl.col("best_lr")) & (pl.col("tuning") == pl.col("tuning_best"))
+    stands = (pl.col("stage") == "confirm") | (~confirmed & is_best.fill_null(value=False))
+    tokens = pl.col("tokens_seen")
+    ends = curve.group_by("run").agg(pl.col("run_id").first(), first=tokens.min(), last=tokens.max())
     return (
-        curve.join(choose_rates(records), on=CELL, how="left")
-        .filter((pl.col("stage") == "confirm") | (~confirmed & (pl.col("peak_lr") == pl.col("best_lr"))))
-        .filter(~pl.col("diverged").any().over(CELL))
-    )
-
-
-def _final_tokens(records: Records, chosen: pl.DataFrame) -> set[int | None]:
-    """Return where the runs compared ended; a run that stopped early, or still runs, ended nowhere."""
-    runs = records.runs.join(chosen, on="run_id", how="semi")
-    ended = pl.when(pl.col("stop_reason") == "budget").then("tokens_seen")
-    return set(runs.select(ended).to_series())
-
-
-def _marks(chosen: pl.DataFrame) -> list[int]:
-    """Return the largest batch's marks beyond the warmup of every run, from its first mark to its end."""
-    ends = chosen.group_by("run_id").agg(first=pl.col("tokens_seen").min(), last=pl.col("tokens_seen").max())
-    largest = chosen.filter(pl.col("global_batch_tokens") == pl.col("global_batch_tokens").max())
-    within = pl.col("tokens_seen").is_between(ends["first"].max(), ends["last"].min())
-    warm = pl.col("tokens_seen") > chosen["warmup_tokens"].max()
-    return largest.filter(within, warm)["tokens_seen"].unique().sort().to_list()
-
-
-def _losses_at(curve: pl.DataFrame, tokens: int) -> pl.DataFrame:
-    """Return a row for every run that saw this many tokens, with its loss_nats there."""
-    after = pl.col("tokens_seen", "loss_nats").shift(-1).over("run_id").name.suffix("_after")
-    share = (tokens / pl.col("tokens_seen")).log() / (pl.col("tokens_seen_after") / pl.col("tokens_seen")).log()
-    rise = pl.when(pl.col("tokens_seen") < tokens).then(share * (pl.col("loss_nats_after") - pl.col("loss_nats")))
-    return (
-        curve.sort("run_id", "tokens_seen")
-        .with_columns(after)
-        .filter(
-            (pl.col("tokens_seen") == tokens)
-            | ((pl.col("tokens_seen") < tokens) & (tokens < pl.col("tokens_seen_after")))
+        records.runs.filter(~several, ~pl.col("protocol").is_in(WITHOUT_CROSSINGS))
+        .join(ends, on="run_id", how="left")
+        .join(choose_rates(records), on=CELL, how="left", suffix="_best")
+        .with_columns(
+            seed=pl.coalesce(pl.format("{}.{}", "init_seed", "data_seed"), "run_id"),
+            diverged=pl.col("status") == "diverged",
+            stands=stands,
         )
-        .select("run_id", "stage", "peak_lr", *CELL, "seed", loss_nats=pl.col("loss_nats") + rise.fill_null(0.0))
-        .sort(*CELL, "run_id")
+        .with_columns(chosen=pl.col("stands") & ~(pl.col("stands") & pl.col("diverged")).any().over(CELL))
+        .sort("run_id")
     )
+
+
+def _marks(compared: pl.DataFrame, curve: pl.DataFrame) -> list[int]:
+    """Return the largest batch's marks, beyond the warmup of every run, from the last first mark to the first end.
+
+    The end itself is left out where all runs compared end there, by their budgets: their final losses say it. Of marks
+    closer than `MIN_SPACING` the later counts.
+    """
+    if compared["run"].null_count():
+        return []
+    largest = compared.filter(pl.col("global_batch_tokens") == pl.col("global_batch_tokens").max())
+    begin, end = compared["first"].to_list(), compared["last"].to_list()
+    tokens = curve.join(largest, on="run", how="semi")["tokens_seen"].unique().sort(descending=True).to_list()
+    ended = compared.select(pl.when(pl.col("stop_reason") == "budget").then("last")).to_series().unique().to_list()
+    warmup = max(compared["warmup_tokens"].drop_nulls(), default=0)
+    marks: list[int] = []
+    for mark in tokens:
+        inside = max(begin) <= mark <= min(end) and mark > warmup and ended != [mark]
+        if inside and (not marks or marks[-1] >= MIN_SPACING * mark):
+            marks.append(mark)
+    return marks[::-1]
+
+
+def _losses_at(runs: pl.DataFrame, curve: pl.DataFrame, marks: list[int]) -> pl.DataFrame:
+    """Return a row for every run and mark on its way: columns of the run, `tokens`, and `loss_nats` interpolated."""
+    known = curve.join(runs, on="run", how="semi").sort("run", "tokens_seen")
+    run, seen, loss = (known[name].to_numpy() for name in ("run", "tokens_seen", "loss_nats"))
+    if not len(seen) or not marks:
+        return runs.clear().with_columns(tokens=pl.lit(0), loss_nats=pl.lit(0.0))
+    row = np.repeat(np.arange(runs.height), len(marks))
+    wanted, tokens = runs["run"].to_numpy()[row], np.tile(np.array(marks, dtype=np.int64), runs.height)
+    span = max(int(seen.max()), *marks) + 1
+    place = np.searchsorted(run.astype(np.int64) * span + seen, wanted.astype(np.int64) * span + tokens, side="right")
+    before, after = np.maximum(place - 1, 0), np.minimum(place, len(seen) - 1)
+    exact = (run[before] == wanted) & (seen[before] == tokens)
+    between = (run[before] == wanted) & (run[after] == wanted) & (seen[before] < tokens) & (tokens < seen[after])
+    after = np.where(between, after, before)
+    width = np.log(seen[after] / seen[before])
+    share = np.log(tokens / seen[before]) / np.where(between, width, 1.0)
+    values = np.where(exact, loss[before], loss[before] + share * (loss[after] - loss[before]))
+    on_its_way = exact | between
+    found = pl.DataFrame({"tokens": tokens[on_its_way], "loss_nats": values[on_its_way]})
+    return pl.concat([runs.select(pl.all().gather(row[on_its_way])), found], how="horizontal")
 
 
 def _groups(runs: pl.DataFrame) -> pl.DataFrame:
     return runs.select(
-        group=pl.format("{} {} {}", "global_batch_tokens", "peak_lr", "stage"),
+        group=pl.struct("global_batch_tokens", "tuning", "peak_lr", "stage").rank("dense"),
         cell="global_batch_tokens",
         seed="seed",
         value="loss_nats",

@@ -1,205 +1,193 @@
-"""Time against compute to a target: measured on the devices that ran, projected over device counts by a stated model.
+"""Time against compute to a target: measured on the devices that ran, projected over device counts by a cost model.
 
-A step of B tokens on p devices takes a + b B / p seconds, a and b fitted to the runs of a model and optimizer; for
-p > 1 a ring all-reduce of the float32 gradients adds 2 (p - 1) / p × 4 bytes × parameters / bandwidth + latency log2 p.
-Assumptions: steps to the target do not depend on p; communication does not overlap with computation; every device is
-one like those that ran; all devices hold equally many whole sequences. A device gets no fewer tokens a step than in the
-smallest batch that was measured: below that the step cost is not known.
+Every point is a cell's T times seconds per token: those of the runs at the chosen rate (measured) or of the cost model
+(projected). Time per token is nearly exact, so the interval of T carries over; a measured one is widened by the spread
+of seconds per token between runs. Runs of different devices make different points and different frontiers.
+Assumption: the steps to the target do not depend on the number of devices.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import polars as pl
-from scipy.optimize import nnls
+from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 from analysis import format as fmt
 from analysis.inputs.records import Records
-from analysis.schemas import COST_MODEL, FRONTIER, table
+from analysis.quantities.cells import Cells
+from analysis.quantities.cost_model import CostOptions, Place, StepCost, constants
+from analysis.quantities.step_costs import busy_clocks, step_costs, with_device
+from analysis.schemas import COST_MODEL, FRONTIER, polars_schema, table
+from analysis.statistics.noise import MIN_DOF
+from analysis.statistics.pareto import undominated
+from analysis.verdicts import Finding, findings_of, verdict_columns
 
-#: One 200 Gb/s link per device, and the launch of one collective over it.
-BANDWIDTH_BYTES_PER_SECOND = 25e9
-LATENCY_SECONDS = 20e-6
-GRADIENT_BYTES = 4
-MAX_DEVICES = 1024
+_CELL = ["model", "optimizer", "target_loss_nats", "protocol", "global_batch_tokens"]
 
-#: A run on a processor that had less than this share of its threads was timed beside other work.
-MIN_CPU_SHARE = 0.9
+#: Points alike in these are compared with each other.
+GROUP = ["model", "optimizer", "target_loss_nats", "protocol", "kind", "device"]
 
-_PLACE = ["model", "optimizer", "target_loss_nats", "protocol", "kind"]
+#: The column that marks the frontier of each cost.
+MARKS = {"device_seconds": "on_frontier", "train_flops": "on_flops_frontier"}
 
+_VERDICT = ("verdict", "reasons", "explanation")
 
-@dataclass(frozen=True)
-class StepCost:
-    """Seconds of one optimizer step: `per_step` + `per_token` × tokens per device, and the all-reduce.
-
-    `per_step_seconds` is None where one batch size alone was timed: its share is then in `per_token_seconds`. Nothing
-    is known below `min_tokens_per_device`.
-    """
-
-    per_step_seconds: float | None
-    per_token_seconds: float
-    min_tokens_per_device: float
-    num_params: int
-    source: str
-
-    def step_seconds(self, global_batch_tokens: int, num_devices: int) -> float:
-        compute = (self.per_step_seconds or 0.0) + self.per_token_seconds * global_batch_tokens / num_devices
-        if num_devices == 1:
-            return compute
-        bytes_sent = 2 * (num_devices - 1) / num_devices * GRADIENT_BYTES * self.num_params
-        return float(compute + bytes_sent / BANDWIDTH_BYTES_PER_SECOND + LATENCY_SECONDS * np.log2(num_devices))
+Array = NDArray[np.float64]
 
 
-def frontier(records: Records, cells: pl.DataFrame, chosen: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+def frontier(
+    records: Records,
+    cells: Cells,
+    level: float,
+    options: CostOptions = CostOptions(),  # noqa: B008  frozen
+    timings: pl.DataFrame | None = None,
+) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Return the tables `frontier` and `cost_model`; a cell without T, or without timed steps, gives no point."""
-    costs = fit_step_costs(records.runs)
-    sequences = dict(records.runs.select("model", "sequence_length").unique().iter_rows())
-    points = [*_measured(chosen), *_projected(cells, costs, sequences)]
-    verdicts = _clock_verdicts(records)
-    unknown = (
-        "device",
-        "model_error",
-        *(f"{n}_{e}" for n in ("train_seconds", "device_seconds") for e in ("low", "high")),
+    costs = step_costs(records, timings)
+    known = cells.cells.filter(pl.col("tokens_to_target").is_not_null())
+    measured = _measured(known, with_device(records.runs), cells.chosen, level)
+    measured = measured.with_columns(
+        model_error=_modelled_seconds(measured, costs, options) / pl.col("train_seconds") - 1
     )
-    marks = {"on_frontier": False, "on_flops_frontier": False} | dict.fromkeys(unknown)
-    rows = [point | marks | verdicts.get((point["model"], point["optimizer"]), _SOUND) for point in points]
-    frame = table(rows, FRONTIER).with_columns(
-        pl.struct("train_seconds", cost).map_batches(_undominated, pl.Boolean).over(_PLACE).alias(name)
-        for name, cost in (("on_frontier", "device_seconds"), ("on_flops_frontier", "train_flops"))
+    points = pl.concat([measured, _projected(known, costs, options)], how="diagonal")
+    points = _with_verdicts(_with_costs(points), known, costs, busy_clocks(records))
+    frame = _marked(points).select(pl.col(name).cast(kind) for name, kind in polars_schema(FRONTIER).items())
+    table_of_costs = table(constants(costs, _errors_in_words(measured), options), COST_MODEL)
+    return frame.sort(frame.columns, nulls_last=True), table_of_costs
+
+
+def _measured(known: pl.DataFrame, runs: pl.DataFrame, chosen: pl.DataFrame, level: float) -> pl.DataFrame:
+    """Return a point for each cell, device and device count, with seconds per token from the chosen runs there."""
+    tokens = pl.col("tokens_to_target")
+    timed = chosen.filter(pl.col("train_seconds_to_target") > 0, tokens > 0).join(
+        runs.select("run_id", "device"), on="run_id"
     )
-    return frame, table(_constants(costs), COST_MODEL)
+    rate, place = (pl.col("train_seconds_to_target") / tokens).log(), [*_CELL, "device", "num_devices"]
+    points = timed.group_by(place, maintain_order=True).agg(
+        rate=rate.mean(),
+        squares=(rate - rate.mean()).pow(2).sum(),
+        num_runs=pl.len(),
+        flops_per_token=(pl.col("flops_to_target") / tokens).mean(),
+    )
+    seconds = tokens * pl.col("rate").exp()
+    points = points.join(known, on=_CELL).with_columns(kind=pl.lit("measured"), train_seconds=seconds)
+    spread = _half_width(points, level)
+    return points.with_columns(
+        train_seconds_low=pl.col("train_seconds") * (-_beyond(tokens, pl.col("tokens_to_target_low"), spread)).exp(),
+        train_seconds_high=pl.col("train_seconds") * _beyond(pl.col("tokens_to_target_high"), tokens, spread).exp(),
+        train_flops=tokens * pl.col("flops_per_token"),
+    )
 
 
-def fit_step_costs(runs: pl.DataFrame) -> dict[tuple[str, str], StepCost]:
-    """Fit seconds per step to every (model, optimizer), by least squares on the relative error, constants >= 0.
+def _half_width(points: pl.DataFrame, level: float) -> pl.Series:
+    """Return the half width of the interval of log seconds per token, its variance pooled over batches.
 
-    Only runs on the fewest devices that were used take part, since the model puts communication beside them.
+    With too few repeated runs to tell it is 0: time per token hardly varies beside T.
     """
-    timed = runs.filter((pl.col("train_seconds") > 0) & (pl.col("step") > 0))
-    timed = timed.filter(pl.col("num_devices") == pl.col("num_devices").min().over("model", "optimizer"))
-    costs = {}
-    for (model, optimizer), group in timed.group_by(["model", "optimizer"], maintain_order=True):
-        seconds = (group["train_seconds"] / group["step"]).to_numpy()
-        tokens = (group["global_batch_tokens"] / group["num_devices"]).to_numpy()
-        num_batches = len(np.unique(tokens))
-        columns = [np.ones_like(tokens), tokens] if num_batches > 1 else [np.zeros_like(tokens), tokens]
-        (per_step, per_token), _ = nnls(np.column_stack(columns) / seconds[:, None], np.ones_like(seconds))
-        worst = float(np.max(np.abs((per_step + per_token * tokens) / seconds - 1)))
-        devices = ", ".join(sorted(set(group["device"].drop_nulls())))
-        limit = f"projected down to {fmt.tokens(tokens.min())} tokens a device, the fewest measured"
-        if num_batches == 1:
-            limit = (
-                "not projected to more devices: one batch size does not tell the cost of a step from that of a token"
-            )
-        source = (
-            f"fitted to {fmt.count(group.height, 'run')} at {fmt.count(num_batches, 'batch size')} "
-            f"on {group['num_devices'][0]} × {devices}, "
-            f"none more than {worst:.0%} off; {limit}"
-        )
-        costs[str(model), str(optimizer)] = StepCost(
-            per_step_seconds=float(per_step) if num_batches > 1 else None,
-            per_token_seconds=float(per_token),
-            min_tokens_per_device=float(tokens.min()),
-            num_params=group["num_params"][0],
-            source=source,
-        )
-    return costs
+    series = [name for name in _CELL if name != "global_batch_tokens"] + ["device"]
+    pooled = points.select(
+        "num_runs", squares=pl.col("squares").sum().over(series), dof=(pl.col("num_runs") - 1).sum().over(series)
+    )
+    dof = pooled["dof"].to_numpy().astype(float)
+    variance = pooled["squares"].to_numpy() / np.maximum(dof, 1) / pooled["num_runs"].to_numpy()
+    half = stdtrit(np.maximum(dof, 1), 0.5 + level / 2) * np.sqrt(variance)
+    return pl.Series(np.where(dof >= MIN_DOF, half, 0.0))
 
 
-def cpu_shares(records: Records) -> pl.DataFrame:
-    """Return model, optimizer and `cpu_share` of each run: processor seconds over threads × train_seconds, at its end.
-
-    Runs without a processor's clock are left out.
+def _beyond(larger: pl.Expr, smaller: pl.Expr, spread: pl.Series) -> pl.Expr:
+    """Return how far an end of the interval lies from the number, in logs; errors of T and of seconds per token are
+    independent.
     """
-    last = records.evaluations.sort("run_id", "step").group_by("run_id", maintain_order=True).last()
-    runs = records.runs.select("run_id", "model", "optimizer", "threads")
-    share = pl.col("train_cpu_seconds") / (pl.col("train_seconds") * pl.col("threads"))
-    return (
-        runs.join(last, on="run_id", maintain_order="left")
-        .filter(pl.col("train_seconds") > 0)
-        .select("model", "optimizer", cpu_share=share)
-        .drop_nulls()
+    return ((larger / smaller).log().pow(2) + spread**2).sqrt()
+
+
+def _projected(known: pl.DataFrame, costs: Mapping[Place, StepCost], options: CostOptions) -> pl.DataFrame:
+    """Return a point for each cell, device and power of two of devices of which the cost of a step is known."""
+    powers = pl.DataFrame({"num_devices": [2**k for k in range(options.max_devices.bit_length())]})
+    places = pl.DataFrame(list(costs), schema=dict.fromkeys(Place._fields, pl.String), orient="row")
+    pairs = known.join(places, on=["model", "optimizer"]).join(powers, how="cross")
+    seconds = _modelled_seconds(pairs, costs, options, known_only=True)
+    points = pairs.with_columns(
+        kind=pl.lit("projected"), train_seconds=seconds, train_flops="flops_to_target"
+    ).drop_nulls("train_seconds")
+    ends = (pl.col(f"tokens_to_target_{end}") / pl.col("tokens_to_target") for end in ("low", "high"))
+    low, high = (pl.col("train_seconds") * end for end in ends)
+    return points.with_columns(train_seconds_low=low, train_seconds_high=high)
+
+
+def _modelled_seconds(
+    points: pl.DataFrame, costs: Mapping[Place, StepCost], options: CostOptions, known_only: bool = False
+) -> pl.Series:
+    """Return the time to the target by the cost model; null where it has none, or none it would project to."""
+    batches, devices = (
+        points[name].fill_null(0).to_numpy().astype(np.int64) for name in ("global_batch_tokens", "num_devices")
+    )
+    steps, seconds = points["tokens_to_target"].to_numpy() / batches, np.full(points.height, np.nan)
+    for place, cost in costs.items():
+        own = _is_at(points, place) & (devices > 0)
+        if known_only:
+            own[own] = cost.is_known(batches[own], devices[own])
+        seconds[own] = steps[own] * cost.step_seconds(batches[own], devices[own], options)
+    return pl.Series(seconds).fill_nan(None)
+
+
+def _is_at(points: pl.DataFrame, place: Place) -> NDArray[np.bool_]:
+    same = pl.all_horizontal(pl.col(name) == part for name, part in zip(Place._fields, place, strict=True))
+    return points.select(same).to_series().to_numpy()
+
+
+def _with_costs(points: pl.DataFrame) -> pl.DataFrame:
+    ends = ("train_seconds", "train_seconds_low", "train_seconds_high")
+    return points.with_columns(
+        (pl.col(name) * pl.col("num_devices")).alias(name.replace("train", "device")) for name in ends
     )
 
 
-_SOUND = {"verdict": "ok", "reasons": "", "explanation": ""}
+def _with_verdicts(
+    points: pl.DataFrame,
+    known: pl.DataFrame,
+    costs: Mapping[Place, StepCost],
+    clocks: Mapping[Place, tuple[Finding, ...]],
+) -> pl.DataFrame:
+    """Add what stands against the cell, the clock that timed the point, and a device count that is not stated."""
+    keys = [*_CELL, "kind", "device"]
+    unstated = pl.col("num_devices").is_null().alias("unstated")
+    cases = points.select(*keys, unstated).unique(maintain_order=True)
+    of_cells = known.select(*_CELL, "reasons", "explanation")
+    rows = []
+    for case in cases.join(of_cells, on=_CELL, how="left", maintain_order="left").iter_rows(named=True):
+        place = Place(case["model"], case["optimizer"], case["device"])
+        clock = clocks.get(place, ()) if case["kind"] == "measured" else costs[place].findings
+        findings = [*findings_of(case["reasons"], case["explanation"]), *clock]
+        if case["unstated"]:
+            findings.append(Finding("ok", "the number of devices is not stated: no device-seconds"))
+        rows.append({name: case[name] for name in cases.columns} | verdict_columns(findings))
+    judged = pl.DataFrame(rows, schema=cases.schema | dict.fromkeys(_VERDICT, pl.String))
+    return points.drop(_VERDICT).with_columns(unstated).join(judged, on=cases.columns, how="left")
 
 
-def _clock_verdicts(records: Records) -> dict[tuple[str, str], dict[str, str]]:
-    """Return verdict and reason of every (model, optimizer) of which a run had too small a share of its threads."""
-    lowest = cpu_shares(records).group_by("model", "optimizer").agg(pl.col("cpu_share").min())
-    why = "times were measured on a machine shared with other work: CPU share"
-    return {
-        (model, optimizer): {
-            "verdict": "shared_machine",
-            "reasons": "shared_machine",
-            "explanation": f"{why} {share:.0%}",
-        }
-        for model, optimizer, share in lowest.iter_rows()
-        if share < MIN_CPU_SHARE
-    }
-
-
-def _measured(chosen: pl.DataFrame) -> Iterator[dict[str, Any]]:
-    """Return one point per cell and device count: the geometric means over its runs."""
-    keys = [*_PLACE[:-1], "global_batch_tokens", "num_devices"]
-    timed = chosen.filter((pl.col("train_seconds_to_target") > 0) & (pl.col("flops_to_target") > 0))
-    means = timed.group_by(keys, maintain_order=True).agg(
-        train_seconds=pl.col("train_seconds_to_target").log().mean().exp(),
-        train_flops=pl.col("flops_to_target").log().mean().exp(),
+def _marked(points: pl.DataFrame) -> pl.DataFrame:
+    """Mark the points that no other of their group beats; a point without a cost is neither on nor off."""
+    return points.with_columns(
+        pl.when(pl.col(cost).is_not_null())
+        .then(pl.struct("train_seconds", cost).map_batches(_undominated, pl.Boolean).over(GROUP))
+        .alias(mark)
+        for cost, mark in MARKS.items()
     )
-    device_seconds = pl.col("train_seconds") * pl.col("num_devices")
-    yield from means.with_columns(kind=pl.lit("measured"), device_seconds=device_seconds).iter_rows(named=True)
-
-
-def _projected(
-    cells: pl.DataFrame, costs: dict[tuple[str, str], StepCost], sequences: dict[str, int]
-) -> Iterator[dict[str, Any]]:
-    for cell in cells.filter(pl.col("flops_to_target").is_not_null()).iter_rows(named=True):
-        cost, batch = costs.get((cell["model"], cell["optimizer"])), cell["global_batch_tokens"]
-        if cost is None:
-            continue
-        for num_devices in device_counts(batch // sequences[cell["model"]]):
-            if batch / num_devices < cost.min_tokens_per_device:
-                break
-            seconds = cell["steps_to_target"] * cost.step_seconds(batch, num_devices)
-            yield {name: cell[name] for name in (*_PLACE[:-1], "global_batch_tokens")} | {
-                "num_devices": num_devices,
-                "kind": "projected",
-                "train_seconds": seconds,
-                "device_seconds": seconds * num_devices,
-                "train_flops": cell["flops_to_target"],
-            }
-
-
-def device_counts(num_sequences: int) -> list[int]:
-    """Return the powers of two over which the sequences of a batch divide evenly."""
-    powers = (2**k for k in range(MAX_DEVICES.bit_length()))
-    return [p for p in powers if p <= MAX_DEVICES and num_sequences % p == 0]
 
 
 def _undominated(points: pl.Series) -> pl.Series:
-    """Mark the points that no other beats: as good in both coordinates, better in one."""
-    x, y = (points.struct.field(name).to_numpy() for name in points.struct.fields)
-    as_good = (x <= x[:, None]) & (y <= y[:, None])
-    better = (x < x[:, None]) | (y < y[:, None])
-    return pl.Series(~(as_good & better).any(axis=1))
+    x, y = (points.struct.field(name).fill_null(np.inf).to_numpy() for name in points.struct.fields)
+    return pl.Series(undominated(x, y))
 
 
-def _constants(costs: dict[tuple[str, str], StepCost]) -> Iterator[dict[str, Any]]:
-    for (model, optimizer), cost in costs.items():
-        fitted = {"per_step": (cost.per_step_seconds, "s/step"), "per_token": (cost.per_token_seconds, "s/token")}
-        for name, (value, unit) in fitted.items():
-            yield {"name": f"{model} {optimizer} {name}", "value": value, "unit": unit, "source": cost.source}
-        parameters = {"value": float(cost.num_params), "unit": "", "source": "counted"}
-        yield {"name": f"{model} {optimizer} parameters"} | parameters
-    if costs:
-        link = "assumed: one 200 Gb/s link per device"
-        yield {"name": "bandwidth", "value": BANDWIDTH_BYTES_PER_SECOND, "unit": "bytes/s", "source": link}
-        latency = "assumed, for each doubling of the devices"
-        yield {"name": "latency", "value": LATENCY_SECONDS, "unit": "s", "source": latency}
-        size = "float32 gradients, ring all-reduce: 2 (p - 1) / p times these are sent"
-        yield {"name": "gradient_size", "value": float(GRADIENT_BYTES), "unit": "bytes/parameter", "source": size}
+def _errors_in_words(measured: pl.DataFrame) -> dict[Place, str]:
+    """Say for each place how far the cost model is off the measured points."""
+    errors = measured.drop_nulls("model_error").group_by(*Place._fields, maintain_order=True)
+    sizes = pl.col("model_error").sort_by(pl.col("model_error").abs())
+    summed = errors.agg(num=pl.len(), median=pl.col("model_error").median(), worst=sizes.last())
+    return {
+        Place(*place): f"against {fmt.count(num, 'measured point')}: median error {median:+.1%}, worst {worst:+.1%}"
+        for *place, num, median, worst in summed.iter_rows()
+    }

@@ -1,174 +1,209 @@
-"""Least squares on log T with profile intervals: arrays in, a Fit out; no names of optimizers, no tables.
+"""One curve T(B) fitted to the batches of a series, with intervals: arrays in, a Fit out.
 
-The model is T(B) = T_min (1 + B / B_crit), or log T = log T_min + log(1 + B / B_crit). Given B_crit the best T_min is
-a weighted mean, so the fit is a search along one line: exhaustive on a grid, then refined. The profile along the
-grid, made finer around the best, gives every interval.
+Given B_crit and the bend, the best T_min is a mean, so a fit is an exhaustive search over one or two parameters. What
+the data allow beside the best gives every interval; from ten seeds on, resamples of the seeds do.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 
-from analysis.statistics.noise import LACK_OF_FIT_LEVEL, Errors, lack_of_fit, t_quantile
+from analysis.statistics.families import FREE_EXPONENT, SATURATING, Array, Family
+from analysis.statistics.intervals import Ends, Estimate, Region, Resamples
+from analysis.statistics.noise import Errors
+from analysis.statistics.residuals import MIN_SPARE_POINTS, Observed, Scale, scale_of
+from analysis.statistics.search import Search, edge
 
-Array = NDArray[np.float64]
+__all__ = ["MIN_SPARE_POINTS", "NUM_PARAMETERS", "Array", "Estimate", "Fit", "fit_family", "fit_saturating"]
 
-NUM_PARAMETERS = 2
-#: Residuals give a variance only with this many points beyond the parameters.
-MIN_SPARE_POINTS = 3
-#: The search reaches this far, in log tokens, beyond the smallest and the largest batch.
-_REACH = 12.0
-_GRID_POINTS = 2001
+NUM_PARAMETERS = SATURATING.num_parameters
 
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number with the ends of its interval; None for what the data do not bound."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
+#: A function of log B_crit and the bend.
+Shape = Callable[[Array, Array], Array]
 
 
 @dataclass(frozen=True)
 class Fit:
-    """T(B) = T_min (1 + B / B_crit) fitted to log T.
+    """T(B) of one family at its best parameters.
 
-    Shapes: `log_b_crit`, `log_t_min`, `misfit` along the profile [grid], least at `best`; `residuals` [batches].
-    `misfit` is above the least, in units of the variance: an interval holds where it is within `allowed_batch` for
-    B_crit, `allowed` for what contains T_min (None: there are no intervals). `conditional_error` is the standard error
-    of log T_min given B_crit.
+    `limits` [2, 2] are the ends of the search for log B_crit and for the bend; `residuals` [n] of log T; `misfit` the
+    least sum of squares, in units of the weights. There are no intervals where `allowed` is None.
     """
 
-    best: int
-    log_b_crit: Array
-    log_t_min: Array
-    misfit: Array
-    conditional_error: float
-    allowed: float | None
-    allowed_batch: float | None
+    family: Family
+    log_b_crit: float
+    bend: float
+    log_t_min: float
+    limits: Array
     residuals: Array
-    lack_of_fit_p: float | None
-    birge_factor: float
+    misfit: float
+    scale: Scale
+    allowed: Region | Resamples | None
 
     @property
     def critical_batch_tokens(self) -> Estimate:
-        """No value, and no end, where the best or the region of the allowed misfit reaches the end of the search."""
-        last = len(self.log_b_crit) - 1
-        value = float(np.exp(self.log_b_crit[self.best])) if 0 < self.best < last else None
-        if self.allowed_batch is None:
-            return Estimate(value)
-        inside = np.flatnonzero(self.misfit <= self.allowed_batch)
-        low = None if inside[0] == 0 else self._crossing(inside[0], inside[0] - 1)
-        high = None if inside[-1] == last else self._crossing(inside[-1], inside[-1] + 1)
-        return Estimate(value, low, high)
+        """No value, and no end, where it reaches the end of the search."""
+        low, high = self._ends(lambda log_b, _: log_b)
+        start, last = self.limits[0]
+        return Estimate(
+            _exp(self.log_b_crit if start < self.log_b_crit < last else None),
+            _exp(None if low is None or low <= start else low),
+            _exp(None if high is None or high >= last else high),
+        )
+
+    @property
+    def bend_estimate(self) -> Estimate:
+        """The third parameter; no end where the interval reaches the end of the search."""
+        low, high = self._ends(lambda _, bend: bend)
+        start, last = self.limits[1]
+        return Estimate(
+            self.bend, None if low is None or low <= start else low, None if high is None or high >= last else high
+        )
 
     @property
     def t_min_tokens(self) -> Estimate:
-        """T_min vanishes with B_crit: no lower end where the allowed misfit reaches the start of the search."""
-        estimate = self._function(np.zeros_like(self.log_b_crit))
-        value = None if self.best == 0 else estimate.value
-        return Estimate(value, None if self._allows(0) else estimate.low, estimate.high)
+        """T_min vanishes with B_crit: no lower end where that has none."""
+        return self._bounded_by(self.limits[0][0], self._of_tokens(lambda log_b, _: 0.0 * log_b))
 
     @property
     def s_min_steps(self) -> Estimate:
-        """S_min = T_min / B_crit vanishes as B_crit grows: no lower end where that misfit reaches the search's end."""
-        estimate = self._function(-self.log_b_crit)
-        value = None if self.best == len(self.log_b_crit) - 1 else estimate.value
-        return Estimate(value, None if self._allows(-1) else estimate.low, estimate.high)
+        """S_min = T_min / B_crit of a saturating curve vanishes as B_crit grows; others have no least steps."""
+        if self.family is not SATURATING:
+            return Estimate(None)
+        return self._bounded_by(self.limits[0][1], self._of_tokens(lambda log_b, _: -log_b))
+
+    @property
+    def aicc(self) -> float | None:
+        """Akaike's criterion, corrected for few points; None below k + 3, where the variance counts among the k."""
+        num, k = len(self.residuals), self.family.num_parameters + 1
+        if num < k + MIN_SPARE_POINTS or not self.scale.is_likelihood or self.misfit <= 0:
+            return None
+        return float(num * np.log(self.misfit / num) + 2 * k + 2 * k * (k + 1) / (num - k - 1))
 
     def tokens_at(self, global_batch_tokens: float) -> Estimate:
         """Return the fitted T(B)."""
-        return self._function(np.logaddexp(0.0, np.log(global_batch_tokens) - self.log_b_crit))
+        batch = np.log(global_batch_tokens)
+        return self._of_tokens(lambda log_b, bend: self.family.log_excess(batch, log_b, bend))
 
-    def _allows(self, place: int) -> bool:
-        return self.allowed is not None and bool(self.misfit[place] <= self.allowed)
+    def batch_of(self, log_batch: Shape) -> Estimate:
+        """Return a batch that the shape of the curve gives, the exponential of `log_batch`; open where B_crit is."""
+        knee, best = self.critical_batch_tokens, log_batch(np.array(self.log_b_crit), np.array(self.bend))
+        values = (float(best), *self._ends(log_batch))
+        known = zip(values, (knee.value, knee.low, knee.high), strict=True)
+        return Estimate(*(None if end is None else _exp(value) for value, end in known))
 
-    def _function(self, shift: Array) -> Estimate:
-        """Estimate exp(log T_min + shift): its extremes over all pairs (T_min, B_crit) within the allowed misfit."""
-        value = float(np.exp(self.log_t_min[self.best] + shift[self.best]))
+    def with_resamples(self, resamples: Resamples) -> "Fit":
+        """Return the same fit with intervals from the parameters of resamples."""
+        return replace(self, allowed=resamples)
+
+    def _ends(self, shape: Shape) -> Ends:
+        if self.allowed is None:
+            return None, None
+        return self.allowed.of_shape(shape(self.allowed.log_b_crit, self.allowed.bend))
+
+    def _of_tokens(self, shift: Shape) -> Estimate:
+        """Estimate exp(log T_min + shift)."""
+        best = float(shift(np.array(self.log_b_crit), np.array(self.bend)))
+        value = float(np.exp(self.log_t_min + best))
         if self.allowed is None:
             return Estimate(value)
-        inside = self.misfit <= self.allowed
-        centre = (self.log_t_min + shift)[inside]
-        half = self.conditional_error * np.sqrt(self.allowed - self.misfit[inside])
-        return Estimate(value, float(np.exp(np.min(centre - half))), float(np.exp(np.max(centre + half))))
+        ends = self.allowed.of_tokens(shift(self.allowed.log_b_crit, self.allowed.bend))
+        return Estimate(value, *map(_exp, ends))
 
-    def _crossing(self, inside: int, outside: int) -> float:
-        """Interpolate B_crit, in its logarithm, where the misfit passes what is allowed."""
-        assert self.allowed_batch is not None
-        depth, place = np.sqrt(self.misfit[[inside, outside]]), self.log_b_crit[[inside, outside]]
-        return float(np.exp(np.interp(np.sqrt(self.allowed_batch), depth, place)))
+    def _bounded_by(self, limit: float, estimate: Estimate) -> Estimate:
+        """Take value and lower end away where B_crit reaches this end of its search."""
+        value = None if self.log_b_crit == limit else estimate.value
+        is_open = self.allowed is not None and self.allowed.reaches(limit)
+        return Estimate(value, None if is_open else estimate.low, estimate.high)
 
 
-def fit_saturating(global_batch_tokens: Array, log_tokens: Array, level: float, errors: Errors | None = None) -> Fit:
-    """Fit T(B) = T_min (1 + B / B_crit) to log T [batches] by generalised least squares; deterministic.
+def fit_family(
+    family: Family,
+    global_batch_tokens: Array,
+    log_tokens: Array,
+    level: float,
+    errors: Errors | None = None,
+    residuals: str = "log",
+    loss: str = "squares",
+) -> Fit:
+    """Fit one curve to log T [n] by (generalised) least squares; deterministic.
 
     `errors` of log T come from replicates. The misfit is tested against them (F test), and a significant one scales the
-    variance by misfit / (n - k), which is then known to n - k degrees of freedom only. Without them the variance comes
-    from the residuals if n >= k + 3, else there is no interval.
+    variance by misfit / (n - k), which is then known to n - k degrees of freedom only. Without them, and with residuals
+    of T or S or a robust loss, the variance comes from the residuals if n >= k + 3, the variance among the k; with
+    fewer points there is no interval. A family whose bend the points alone decide has none below k + 3 in any case.
 
-    Sources: the model is arXiv 1812.06162, eq. 2.11; the scale factor R. T. Birge, Phys. Rev. 40 (1932) 207.
+    Raises: ValueError for unknown residuals or loss.
+    Source: the scale factor is R. T. Birge's, Phys. Rev. 40 (1932) 207.
     Assumption: profile regions {misfit <= best + t²} have their level: exact for linear models, to first order here.
     """
-    batches, log_t = np.asarray(global_batch_tokens, float), np.asarray(log_tokens, float)
-    num_points = len(batches)
-    assert num_points >= NUM_PARAMETERS, batches
-    weight = np.linalg.inv(errors.covariance) if errors else np.eye(num_points)
-    precision = float(weight.sum())
-
-    def profile(log_b_crit: Array) -> tuple[Array, Array, Array]:
-        excess = log_t - np.logaddexp(0.0, np.log(batches) - log_b_crit[:, None])
-        log_t_min = excess @ weight.sum(axis=0) / precision
-        residuals = excess - log_t_min[:, None]
-        return log_t_min, residuals, np.einsum("gi,ij,gj->g", residuals, weight, residuals)
-
-    grid = np.linspace(np.log(batches.min()) - _REACH, np.log(batches.max()) + _REACH, _GRID_POINTS)
-    best = int(np.argmin(profile(grid)[2]))
-    if 0 < best < len(grid) - 1:
-        around = (grid[best - 1], grid[best + 1])
-        refined = minimize_scalar(lambda u: profile(np.array([u]))[2][0], bounds=around, method="bounded").x
-        near = np.geomspace(1e-6, 1.0, _GRID_POINTS // 8)
-        grid = np.unique(np.concatenate([grid, refined - near, [refined], refined + near]))
-        best = int(np.searchsorted(grid, refined))
-    log_t_min, residuals, misfit = profile(grid)
-    scale = _scale(float(misfit[best]), num_points - NUM_PARAMETERS, level, errors)
+    log_batch = np.log(np.asarray(global_batch_tokens, float))
+    observed = Observed(log_batch, np.asarray(log_tokens, float), errors, residuals, loss)
+    spare = len(log_batch) - family.num_parameters
+    assert spare >= 0, log_batch
+    free = Scale(1.0) if family.spread is None else _free_scale(observed, level)
+    search = Search(family, observed, free.variance)
+    best = search.best()
+    at_best = search.at(best[None])
+    scale = scale_of(at_best, spare, level, observed)
+    is_scaled = free.allowed is not None if family.spread else not family.is_bent or spare - 1 >= MIN_SPARE_POINTS
+    if not is_scaled:
+        scale = replace(scale, allowed=None, allowed_batch=None)
+    fitted = at_best.log_t_min[0] + family.log_excess(log_batch, best[:1], best[1:])
     return Fit(
-        best=best,
-        log_b_crit=grid,
-        log_t_min=log_t_min,
-        misfit=np.maximum(misfit - misfit[best], 0.0) / scale.variance,
-        conditional_error=float(np.sqrt(scale.variance / precision)),
-        allowed=scale.allowed,
-        allowed_batch=scale.allowed_batch,
-        residuals=residuals[best],
-        lack_of_fit_p=scale.lack_of_fit_p,
-        birge_factor=float(np.sqrt(scale.variance)) if errors else 1.0,
+        family=family,
+        log_b_crit=float(best[0]),
+        bend=float(best[1]),
+        log_t_min=float(at_best.log_t_min[0]),
+        limits=search.limits,
+        residuals=observed.log_tokens - fitted,
+        misfit=float((at_best.residuals[0] ** 2).sum()),
+        scale=scale,
+        allowed=_region(search, best, scale),
     )
 
 
-@dataclass(frozen=True)
-class _Scale:
-    """The variance in units of the weights, the misfits allowed in intervals, the p-value of the misfit."""
+def fit_saturating(global_batch_tokens: Array, log_tokens: Array, level: float, errors: Errors | None = None) -> Fit:
+    """Fit T(B) = T_min (1 + B / B_crit) to log T [n].
 
-    variance: float
-    allowed: float | None = None
-    allowed_batch: float | None = None
-    lack_of_fit_p: float | None = None
+    Source: arXiv 1812.06162, eq. 2.11.
+    """
+    return fit_family(SATURATING, global_batch_tokens, log_tokens, level, errors)
 
 
-def _scale(minimum: float, spare: int, level: float, errors: Errors | None) -> _Scale:
-    """Take the variance from replicates or from residuals; else there is no interval."""
-    per_point = minimum / max(spare, 1)
-    if errors is not None:
-        p_value = lack_of_fit(per_point, spare, errors.contrast_dof)
-        misfits = p_value is not None and p_value < LACK_OF_FIT_LEVEL
-        dofs = [min(dof, spare) if misfits else dof for dof in (errors.dof, errors.contrast_dof)]
-        allowed, allowed_batch = (t_quantile(level, dof) ** 2 for dof in dofs)
-        return _Scale(per_point if misfits else 1.0, allowed, allowed_batch, p_value)
-    if spare >= MIN_SPARE_POINTS and per_point > np.finfo(float).eps:
-        allowed = t_quantile(level, spare) ** 2
-        return _Scale(per_point, allowed, allowed)
-    return _Scale(1.0)
+def _free_scale(observed: Observed, level: float) -> Scale:
+    """Return the variance around the curve of free exponent: an assumed spread of it is weighed against that."""
+    search = Search(FREE_EXPONENT, observed)
+    spare = len(observed.log_batch) - FREE_EXPONENT.num_parameters
+    return scale_of(search.at(search.best()[None]), spare, level, observed)
+
+
+def _region(search: Search, best: Array, scale: Scale) -> Region | None:
+    """Return what is within the allowed misfits: points of a grid, and of their edges along its lines."""
+    if scale.allowed is None or scale.allowed_batch is None:
+        return None
+    limits = sorted({scale.allowed, scale.allowed_batch})
+    grid = search.region(best, limits[-1] * scale.variance)
+    least = search.at(best[None]).misfit[0]
+    height = np.maximum(search.at(grid.reshape(-1, 2)).misfit - least, 0.0).reshape(grid.shape[:2]) / scale.variance
+    parts = [best[None], grid[height <= limits[-1]]]
+    heights = [np.zeros(1), height[height <= limits[-1]]]
+    for limit in limits:
+        parts.append(edge(grid, np.sqrt(height), float(np.sqrt(limit))))
+        heights.append(np.full(len(parts[-1]), limit))
+    points, misfit = np.concatenate(parts), np.concatenate(heights)
+    found = search.at(points)
+    return Region(
+        log_b_crit=points[:, 0],
+        bend=points[:, 1],
+        log_t_min=found.log_t_min,
+        half=np.sqrt(np.maximum(scale.allowed - misfit, 0.0) * scale.variance / found.curvature),
+        misfit=misfit,
+        allowed_shape=scale.allowed_batch,
+        allowed_tokens=scale.allowed,
+    )
+
+
+def _exp(value: float | None) -> float | None:
+    return None if value is None else float(np.exp(value))

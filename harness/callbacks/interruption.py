@@ -5,7 +5,7 @@ import signal
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -17,35 +17,54 @@ from harness.module import LanguageModel
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 
+#: `auto`: the shortest interval between two checkpoints, and its least multiple of the seconds that one takes.
+SHORTEST_SECONDS, LEAST_MULTIPLE = 60.0, 20.0
+
 
 class Interrupted(BaseException):
     """A signal ended the run after its checkpoint was complete; running it again goes on from there."""
 
 
 class Checkpoints(StepCallback):
-    """Saves every `every_seconds`, and once more when a signal came, then raises `Interrupted`.
+    """Saves every `every_seconds` (`auto`: as `interval` says), and once more when a signal came, then raises
+    `Interrupted`.
 
     A checkpoint in the middle of an accumulated batch would resume silently wrong, so this is the only place that
     saves.
     """
 
-    def __init__(self, path: Path, every_seconds: float, clocks: Clocks) -> None:
+    def __init__(self, path: Path, every_seconds: float | Literal["auto"], clocks: Clocks) -> None:
         self._path = path
         self._every_seconds = every_seconds
         self._clocks = clocks
         self._signalled = False
         self._saved_at = time.monotonic()
+        self._save_seconds = 0.0
         self._handlers: dict[signal.Signals, Any] = {}
         self._processors: Any = None
+
+    @property
+    def interval(self) -> float:
+        """Seconds from the end of a checkpoint to the next one."""
+        if self._every_seconds == "auto":
+            return max(SHORTEST_SECONDS, LEAST_MULTIPLE * self._save_seconds)
+        return self._every_seconds
+
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:  # noqa: ARG002
+        self._handlers = {number: signal.signal(number, self._remember) for number in SIGNALS}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:  # noqa: ARG002
         if trainer.world_size > 1:
             # the processors agree among themselves: over the GPUs, every step would wait for its result
             self._processors = torch.distributed.new_group(backend="gloo")
-        # after Lightning has put its own handlers in, which lose the run
-        self._handlers = {number: signal.signal(number, self._remember) for number in SIGNALS}
 
-    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:  # noqa: ARG002
+    def teardown(self, *_: Any, **__: Any) -> None:
+        self._give_signals_back()
+
+    def on_exception(self, *_: Any) -> None:
+        self._give_signals_back()
+
+    def _give_signals_back(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
@@ -55,16 +74,18 @@ class Checkpoints(StepCallback):
         finished = trainer.should_stop or trainer.global_step == module.run.steps
         if finished or not (interrupted or due):
             return
+        began = time.monotonic()
         with self._clocks.use("other"):
             module.train_loss_sum = trainer.strategy.reduce(module.train_loss_sum, reduce_op="mean")
             trainer.save_checkpoint(self._path)
         self._saved_at = time.monotonic()
+        self._save_seconds = self._saved_at - began
         if interrupted:
             raise Interrupted(f"stopped by a signal after step {trainer.global_step}; the checkpoint is complete")
 
     def _agree(self, trainer: pl.Trainer) -> tuple[bool, bool]:
         """Return whether to stop and whether to save, the same on every rank."""
-        wants = torch.tensor([self._signalled, time.monotonic() - self._saved_at >= self._every_seconds])
+        wants = torch.tensor([self._signalled, time.monotonic() - self._saved_at >= self.interval])
         if trainer.world_size > 1:
             wants = wants.to(torch.int32)
             torch.distributed.all_reduce(wants, torch.distributed.ReduceOp.MAX, group=self._processors)
@@ -88,5 +109,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # disk full: PyTorch says that it lost count of the bytes
+                raise error.__context__ from None
+            raise
         finally:
             temporary.unlink(missing_ok=True)

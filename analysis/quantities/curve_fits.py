@@ -1,0 +1,177 @@
+"""The curves that are fitted to one series, and the findings that come of the fits."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from analysis.quantities.batch_series import Series, count_batches
+from analysis.statistics.families import FREE_EXPONENT, KINK, NEARLY_SATURATING, SATURATING, Family
+from analysis.statistics.fit import Fit, Shape, fit_family
+from analysis.statistics.intervals import Estimate, Resamples
+from analysis.statistics.noise import lack_of_fit
+from analysis.statistics.resampled import fit_resamples
+from analysis.verdicts import Finding
+
+#: Replicates bear α = 1 out where they give it a p-value of this at least, and refute it below that.
+DOUBT, REFUTED = 0.5, 0.01
+
+#: A difference of AICc that counts as clear.
+CLEAR_GAIN = 4.0
+
+
+@dataclass(frozen=True)
+class CurveFits:
+    """All curves of one series, each fitted when it is asked for; None where there are no more points than parameters.
+
+    `residuals` and `loss` are what least squares compares (`statistics.residuals`).
+    """
+
+    series: Series
+    level: float
+    residuals: str = "log"
+    loss: str = "squares"
+
+    @cached_property
+    def saturating(self) -> Fit | None:
+        """T = T_min (1 + B / B_crit)."""
+        return self._fit(SATURATING)
+
+    @cached_property
+    def free_exponent(self) -> Fit | None:
+        """T = T_min (1 + (B / B_crit)^α)."""
+        return self._fit(FREE_EXPONENT)
+
+    @cached_property
+    def kink(self) -> Fit | None:
+        """log T flat, then a straight line in log B."""
+        return self._fit(KINK)
+
+    @cached_property
+    def against_saturation(self) -> float | None:
+        """p-value of α = 1 against a free exponent; None without replicates, or batches enough to fit both."""
+        plain, free, errors = self.saturating, self.free_exponent, self.series.errors
+        if plain is None or free is None or errors is None:
+            return None
+        gain = (plain.misfit - free.misfit) / free.scale.variance
+        return lack_of_fit(max(gain, 0.0), 1, errors.contrast_dof)
+
+    @property
+    def label(self) -> str:
+        """Name what least squares compares."""
+        return self.residuals if self.loss == "squares" else f"{self.residuals}, {self.loss}"
+
+    @cached_property
+    def nearly_saturating(self) -> Fit | None:
+        """T = T_min (1 + (B / B_crit)^α) with α near 1; None without replicates, or where these bear α = 1 out.
+
+        Few batches never do: a choice between curves takes as many as an interval of α.
+        """
+        p_value, free = self.against_saturation, self.free_exponent
+        borne_out = p_value is not None and p_value >= DOUBT and free is not None and free.allowed is not None
+        return None if self.series.errors is None or borne_out else self._fit(NEARLY_SATURATING)
+
+    @cached_property
+    def headline(self) -> Fit | None:
+        """The saturating curve; where replicates refute α = 1, the one of a nearby exponent.
+
+        Both have T = 2 T_min at B_crit.
+        """
+        refuted = self.against_saturation is not None and self.against_saturation < REFUTED
+        return self.nearly_saturating if refuted else self.saturating
+
+    def batch_of(self, log_batch: Shape) -> Estimate:
+        """Return a batch that the shape of the headline's curve gives.
+
+        An interval that takes α = 1 for granted misses the batch at which T is doubled most of the time where the truth
+        has α = 0.8 or 1.25, with four to nine batches and 5-10 % noise. So unless the replicates bear α = 1 out, the
+        interval is that of a curve of nearly that exponent, and takes in the value.
+        """
+        return self._sure(lambda fit: fit.batch_of(log_batch))
+
+    def t_min_tokens(self) -> Estimate:
+        """Return T_min of the headline's curve, as sure as its B_crit."""
+        return self._sure(lambda fit: fit.t_min_tokens)
+
+    def judge(self, fit: Fit | None, knee: Estimate, family: Family) -> Iterator[Finding]:
+        """Say what a fit leaves open; `knee` is its B_crit with the interval that is reported."""
+        num = count_batches(self.series.batches)
+        if fit is None and len(self.series.batches):
+            yield Finding("few_points", f"{num} to fit, and the curve has {family.num_parameters} parameters")
+        if fit is None:
+            return
+        yield from self._place(fit, knee)
+        if fit.allowed is None:
+            words = f"no interval: {num} for {family.num_parameters} parameters"
+            yield Finding("few_points", words if family.is_bent else f"{words} and no usable replicate variance")
+        if fit.scale.birge_factor > 1:
+            missed = f"the curve misses the points by more than the seed noise (p = {fit.scale.lack_of_fit_p:.2g})"
+            yield Finding("misfit", f"{missed}, so the interval is widened" if fit.allowed else missed)
+
+    def doubt(self) -> Iterator[Finding]:
+        """Say where another exponent than 1 is taken, or should be."""
+        if self.headline is not self.saturating:
+            p_value = f"p = {self.against_saturation:.2g}"
+            yield Finding("ok", f"α is fitted, since the replicates refute α = 1 ({p_value})")
+        gain = self._gain_of_exponent()
+        if self.series.errors is None and gain is not None and gain > CLEAR_GAIN:
+            yield Finding("ok", f"a free exponent describes the points better: its AICc is {gain:.1f} lower")
+
+    def compare_exponents(self) -> Iterator[Finding]:
+        """Choose between α = 1 and a free exponent by AICc, where there are points enough."""
+        gain = self._gain_of_exponent()
+        if gain is not None:
+            better = "the free exponent" if gain > 0 else "α = 1"
+            yield Finding("ok", f"AICc is {abs(gain):.1f} lower for {better}")
+
+    def _gain_of_exponent(self) -> float | None:
+        """Return by how much a free exponent lowers AICc."""
+        plain, free = (fit.aicc if fit else None for fit in (self.saturating, self.free_exponent))
+        return None if plain is None or free is None else plain - free
+
+    def _sure(self, quantity: Callable[[Fit], Estimate]) -> Estimate:
+        """Return the headline's value with the interval of the nearly saturating curve, where there is one."""
+        if self.headline is None:
+            return Estimate(None)
+        own = quantity(self.headline)
+        nearly = self.nearly_saturating
+        return own if nearly is None or not nearly.allowed else _within(own.value, quantity(nearly))
+
+    def _place(self, fit: Fit, knee: Estimate) -> Iterator[Finding]:
+        """Say where the knee lies if the batches do not bracket it."""
+        first, last = self.series.batches[0], self.series.batches[-1]
+        ends = (("below", knee.low), ("above", knee.high))
+        sides = [side for side, end in ends if end is None and fit.allowed]
+        if sides:
+            words = f"the knee is not bracketed: it may lie {' or '.join(sides)} the batches tried"
+            yield Finding("not_identified", words)
+        elif knee.value is None:
+            yield Finding("not_identified", "the knee is not bracketed by the batches tried")
+        elif not first <= knee.value <= last:
+            side = "below" if knee.value < first else "above"
+            yield Finding("not_identified", f"extrapolated: the knee lies {side} all batches tried")
+
+    def _fit(self, family: Family) -> Fit | None:
+        series = self.series
+        if len(series.batches) <= family.num_parameters:
+            return None
+        kind = (series.errors, self.residuals, self.loss)
+        fit = fit_family(family, series.batches, series.log_tokens, self.level, *kind)
+        if series.resamples is None or fit.allowed is None:
+            return fit
+        near = (fit.log_b_crit, fit.bend)
+        drawn = fit_resamples(family, series.batches, series.resamples, *kind, prior=fit.scale.variance, near=near)
+        log_t_min, log_b_crit, bend = drawn.T
+        return fit.with_resamples(Resamples(log_b_crit, bend, log_t_min, self.level))
+
+
+def knee_of(fit: Fit | None) -> Estimate:
+    """Return B_crit of a fit; nothing without one."""
+    return fit.critical_batch_tokens if fit else Estimate(None)
+
+
+def _within(value: float | None, interval: Estimate) -> Estimate:
+    """Return the value with an interval that takes it in."""
+    low, high = interval.low, interval.high
+    if value is None:
+        return Estimate(None, low, high)
+    return Estimate(value, None if low is None else min(low, value), None if high is None else max(high, value))

@@ -1,0 +1,81 @@
+"""Where a process runs and with which code: known without torch, so that a queue can say it too."""
+
+import hashlib
+import os
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+from harness.record import read_json
+
+#: Beside the packages of a code snapshot: the commit and the difference that they were copied from.
+PROVENANCE_JSON = "provenance.json"
+
+_PACKAGE = Path(__file__).resolve().parent
+_DRIVER_VERSION = Path("/sys/module/nvidia/version")
+
+
+def host_name() -> str:
+    return platform.node()
+
+
+def job_id() -> str | None:
+    """Return Slurm's name of this job, `<array>_<task>` in an array; null outside one."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+
+
+def nvidia_driver() -> str | None:
+    """Return the version of the loaded NVIDIA driver."""
+    return _DRIVER_VERSION.read_text().strip() if _DRIVER_VERSION.exists() else None
+
+
+@cache
+def installed_packages() -> dict[str, str]:
+    """Return the version of every installed distribution, by its name in lower case; of two, the one imported."""
+    found: dict[str, str] = {}
+    for each in distributions():
+        found.setdefault(each.name.lower(), each.version)
+    return dict(sorted(found.items()))
+
+
+@cache
+def lock_hash() -> str:
+    """Return 12 hex digits of all installed versions."""
+    lines = "\n".join(f"{name}=={version}" for name, version in installed_packages().items())
+    return hashlib.sha256(lines.encode()).hexdigest()[:12]
+
+
+def code_snapshot(package: Path = _PACKAGE) -> str | None:
+    """Return the hash of the snapshot that this code was copied to when it was queued; null outside one."""
+    return _snapshot(package).get("code_hash")
+
+
+def code_commit(package: Path = _PACKAGE) -> str | None:
+    """Return the commit of the checkout that this code lies in, or was copied from, with + for local changes; null
+    outside a checkout.
+
+    Code in an environment that lies inside another project's checkout is not tracked there: null too.
+    """
+    if snapshot := _snapshot(package):
+        commit, changed = snapshot.get("commit"), snapshot.get("diff")
+        return f"{commit[:12]}{'+' if changed else ''}" if commit else None
+
+    def git(*words: str) -> str:
+        result = subprocess.run(["git", "-C", str(package), *words], capture_output=True, text=True, check=True)
+        return result.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _snapshot(package: Path) -> dict[str, Any]:
+    path = package.parent / PROVENANCE_JSON
+    return read_json(path) if path.exists() else {}

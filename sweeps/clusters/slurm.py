@@ -1,0 +1,162 @@
+"""What Slurm knows of a sweep's jobs: asked at most once in 30 s for each sweep, by whichever process comes first.
+
+`squeue` is believed where it knows a task: it is never behind. What it has forgotten (a job stays there for minutes
+after its end) is looked up in the accounts with `sacct`, once. A sweep whose tasks have all ended is not asked about.
+"""
+
+import json
+import subprocess
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from harness.record import write_json
+from sweeps.clusters.queue import queue_folder, queue_lock, queued_jobs
+
+ASK_EVERY_SECONDS = 30.0
+
+#: A job in any other state waits, runs, or is about to.
+ENDED = frozenset(("CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "OUT_OF_MEMORY", "REVOKED", "TIMEOUT", "UNKNOWN"))
+
+#: What ends a job only once it is left to the accounts: till then Slurm may be about to requeue it.
+MAY_RETURN = frozenset(("BOOT_FAIL", "NODE_FAIL", "PREEMPTED"))
+
+_COMMAND_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task of a job array in Slurm's words; UNKNOWN is one that Slurm has no trace of.
+
+    `in_accounts` is one that is only there: it has left the queue.
+    """
+
+    state: str
+    node: str = ""
+    reason: str = ""
+    restarts: int = 0
+    in_accounts: bool = False
+
+    @property
+    def is_live(self) -> bool:
+        return self.state not in ENDED and not (self.state in MAY_RETURN and self.in_accounts)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The tasks of a sweep by their id, when Slurm was asked, and why it did not answer where it did not."""
+
+    tasks: dict[str, Task]
+    asked_at: float
+    problem: str | None = None
+
+    def is_live(self, task: str) -> bool:
+        return task in self.tasks and self.tasks[task].is_live
+
+
+class SlurmError(ValueError):
+    """A Slurm command that is missing, refuses, or does not answer."""
+
+
+def ask(sweep: Path, max_age_seconds: float = ASK_EVERY_SECONDS) -> Answer:
+    """Return where the sweep's tasks stand, from an answer at most `max_age_seconds` old.
+
+    When Slurm does not answer, the last answer stands, with the problem in words.
+    """
+    wanted = {task for job in queued_jobs(sweep) if job.kind == "slurm" for task in job.task_ids}
+    if not wanted:
+        return Answer({}, time.time())
+    if _is_good(before := _read(sweep), wanted, max_age_seconds):
+        return before
+    with queue_lock(sweep, ".slurm.lock"):  # others wait for this answer instead of asking too
+        if _is_good(before := _read(sweep), wanted, max_age_seconds):
+            return before
+        return _asked(sweep, wanted, before)
+
+
+def command(*words: str, script: str | None = None) -> str:
+    """Run a Slurm command and return what it prints. Raises: SlurmError in the command's own words."""
+    try:
+        result = subprocess.run(
+            words, input=script, capture_output=True, text=True, timeout=_COMMAND_SECONDS, check=False
+        )
+    except FileNotFoundError:
+        raise SlurmError(f"{words[0]} is not on the PATH; submit from a machine of the cluster") from None
+    except subprocess.TimeoutExpired:
+        raise SlurmError(f"{words[0]} did not answer within {_COMMAND_SECONDS:.0f} s; try again later") from None
+    if result.returncode != 0:
+        said = " ".join((result.stderr or result.stdout).split())
+        raise SlurmError(f"{words[0]}: {said or f'exit status {result.returncode}'}")
+    return result.stdout
+
+
+def _is_good(answer: Answer, wanted: set[str], max_age_seconds: float) -> bool:
+    """Say whether an answer is young enough, or final."""
+    if not wanted <= answer.tasks.keys():
+        return False
+    is_over = not any(answer.tasks[task].is_live for task in wanted)
+    return is_over or time.time() - answer.asked_at <= max_age_seconds
+
+
+def _asked(sweep: Path, wanted: set[str], before: Answer) -> Answer:
+    over = {task: known for task, known in before.tasks.items() if task in wanted and not known.is_live}
+    try:
+        answer = Answer(over | tasks(sorted(wanted - over.keys())), time.time())
+    except SlurmError as error:
+        kept = {task: known for task, known in before.tasks.items() if task in wanted}
+        answer = replace(before, tasks=kept, problem=str(error))
+    content = asdict(answer)
+    write_json(_cache(sweep), content, durable=False)
+    return answer
+
+
+def tasks(wanted: Sequence[str]) -> dict[str, Task]:
+    """Ask where these tasks stand, now. Raises: SlurmError when Slurm does not answer."""
+    jobs = sorted({task.partition("_")[0] for task in wanted})
+    queued = _squeue(jobs)
+    forgotten = [task for task in wanted if task not in queued]
+    accounted = _sacct(jobs) if forgotten else {}
+    return {task: queued.get(task) or accounted.get(task) or Task("UNKNOWN") for task in wanted}
+
+
+def _squeue(jobs: Iterable[str]) -> dict[str, Task]:
+    columns = "--Format=JobArrayID:|,State:|,NodeList:|,RestartCnt:|,Reason:|"
+    try:
+        printed = command("squeue", f"--jobs={','.join(jobs)}", "--states=all", "--array", "--noheader", columns)
+    except SlurmError as error:
+        if "Invalid job id" in str(error):  # all forgotten
+            return {}
+        raise
+    found = {}
+    for line in printed.splitlines():
+        task, state, node, restarts, reason = line.split("|", 4)
+        found[task] = Task(state, node, reason.rstrip("|").replace("None", ""), int(restarts or 0))
+    return found
+
+
+def _sacct(jobs: Iterable[str]) -> dict[str, Task]:
+    try:
+        printed = command("sacct", "-XnP", f"--jobs={','.join(jobs)}", "--format=JobID,State,NodeList")
+    except SlurmError as error:
+        if "disabled" in str(error):  # a cluster without accounts
+            return {}
+        raise
+    found = {}
+    for line in printed.splitlines():
+        task, state, node = line.split("|")
+        found[task] = Task(state.split()[0], node, in_accounts=True)  # "CANCELLED by 0"
+    return found
+
+
+def _cache(sweep: Path) -> Path:
+    return queue_folder(sweep) / ".slurm.json"
+
+
+def _read(sweep: Path) -> Answer:
+    try:
+        content = json.loads(_cache(sweep).read_bytes())
+        known = {task: Task(**fields) for task, fields in content["tasks"].items()}
+        return Answer(known, content["asked_at"], content["problem"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return Answer({}, 0.0)

@@ -1,0 +1,100 @@
+"""The code that was queued is the code that runs: a copy of the three packages, once for each content.
+
+`<sweep>/code/<hash>/` holds the packages and `provenance.json`; jobs start with it at the head of PYTHONPATH.
+"""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from harness.origin import PROVENANCE_JSON, installed_packages, lock_hash
+from harness.record import write_json
+
+PACKAGES = ("analysis", "harness", "sweeps")
+
+#: The folder that the packages of this process lie in.
+ROOT = Path(__file__).resolve().parents[2]
+
+_LONGEST_DIFF_BYTES = 1_000_000
+
+
+def snapshot_folder(sweep: Path, root: Path = ROOT) -> Path:
+    """Return where the copy of the packages below `root` is, or would be."""
+    return _place(sweep, _contents(root))
+
+
+def take_snapshot(sweep: Path, root: Path = ROOT) -> Path:
+    """Copy the packages below `root` into the sweep's folder, unless they are there; return the copy's folder."""
+    files = _contents(root)
+    folder = _place(sweep, files)
+    if folder.exists():
+        return folder
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    for path, content in files.items():
+        (temporary / path).parent.mkdir(parents=True, exist_ok=True)
+        (temporary / path).write_bytes(content)
+    write_json(temporary / PROVENANCE_JSON, provenance(root) | {"code_hash": folder.name})
+    try:
+        temporary.rename(folder)
+    except OSError:  # another process was faster
+        shutil.rmtree(temporary)
+    return folder
+
+
+def content_hash(files: dict[Path, bytes]) -> str:
+    """Return 12 hex digits of the names and contents."""
+    digest = hashlib.sha256()
+    for path, content in sorted(files.items()):
+        digest.update(f"{path.as_posix()}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()[:12]
+
+
+def provenance(root: Path) -> dict[str, Any]:
+    """Return commit and difference of the checkout (null outside one), and what is installed beside the code."""
+    return {
+        "commit": _git(root, "rev-parse", "HEAD"),
+        "diff": _difference(root)[:_LONGEST_DIFF_BYTES],
+        "python": platform.python_version(),
+        "lock_hash": lock_hash(),
+        "packages": installed_packages(),
+        "taken_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _place(sweep: Path, files: dict[Path, bytes]) -> Path:
+    return (sweep / "code" / content_hash(files)).absolute()
+
+
+def _contents(root: Path) -> dict[Path, bytes]:
+    paths = [path for package in PACKAGES for path in (root / package).rglob("*")]
+    return {
+        path.relative_to(root): path.read_bytes()
+        for path in paths
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+def _difference(root: Path) -> str:
+    """Return how the packages differ from the commit: git's diff, then the files that it does not track."""
+    untracked = _git(root, "ls-files", "--others", "--exclude-standard", "--", *PACKAGES)
+    changed = _git(root, "diff", "HEAD", "--", *PACKAGES)
+    new = [f"Untracked: {path}" for path in (untracked or "").splitlines()]
+    return "\n".join([*([changed] if changed else []), *new])
+
+
+def _git(root: Path, *words: str) -> str | None:
+    """Return what git says; null where the packages are no part of a checkout."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout
+
+    try:
+        git("ls-files", "--error-unmatch", f"{PACKAGES[0]}/__init__.py")
+        return git(*words).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,98 @@
+"""Where a run stands beyond what its files say: what was queued of it, and what Slurm says of that.
+
+Files come first: a result, a claim and a failure need no asking. Slurm is asked only about a sweep that has something
+in its queue folder, and then at most once in 30 s.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sweeps.clusters.queue import queued_jobs
+from sweeps.clusters.slurm import Task, ask
+from sweeps.store import RESULTS, State
+
+_ENDED_AS = {
+    "TIMEOUT": State.TIMED_OUT,
+    "DEADLINE": State.TIMED_OUT,
+    "CANCELLED": State.CANCELLED,
+    "REVOKED": State.CANCELLED,
+    "OUT_OF_MEMORY": State.FAILED,
+}
+
+
+@dataclass(frozen=True)
+class QueuedRun:
+    """The task of a job array that a run was given to last; `task` is None while Slurm has not answered yet."""
+
+    task_id: str
+    submitted_at: str
+    minutes: int
+    task: Task | None
+
+    @property
+    def is_live(self) -> bool:
+        return self.task is None or self.task.is_live
+
+    @property
+    def node(self) -> str | None:
+        return (self.task and self.task.node) or None
+
+
+@dataclass(frozen=True)
+class Queue:
+    """The queued runs of a sweep by their run_id, and why Slurm did not answer where it did not."""
+
+    runs: Mapping[str, QueuedRun] = field(default_factory=dict)
+    problem: str | None = None
+
+
+def read_queue(sweep: Path) -> Queue:
+    """Return what was queued of a sweep; of a run that was queued repeatedly, its live task, else its last one."""
+    jobs = [job for job in queued_jobs(sweep) if job.kind == "slurm"]
+    if not jobs:
+        return Queue()
+    try:
+        answer = ask(sweep)
+    except OSError as error:  # somebody else's sweep, which one may only read
+        return Queue(problem=f"what Slurm says cannot be kept in {sweep / 'queue'} ({error.strerror})")
+    runs: dict[str, QueuedRun] = {}
+    for job in jobs:
+        for task_id, run_ids in zip(job.task_ids, job.tasks, strict=True):
+            queued = QueuedRun(task_id, job.submitted_at, job.minutes, answer.tasks.get(task_id))
+            runs.update((run_id, queued) for run_id in run_ids if _is_newer(queued, runs.get(run_id)))
+    return Queue(runs, answer.problem)
+
+
+def queued_state(files: State, queued: QueuedRun, failed_at: str | None = None) -> State:
+    """Return where a run stands that was queued; `files` is what its files say.
+
+    `failed_at` is when it failed, if it did: it is tried again by a live task that was submitted later.
+    """
+    if files in RESULTS or files == State.RUNNING:
+        return files
+    if files == State.FAILED and not (queued.is_live and failed_at and failed_at < queued.submitted_at):
+        return files
+    if queued.is_live:
+        return State.REQUEUED if files == State.INTERRUPTED else State.QUEUED
+    assert queued.task is not None
+    return _ENDED_AS.get(queued.task.state, State.LOST)
+
+
+def queued_reason(queued: QueuedRun) -> str | None:
+    """Say in words why Slurm does not run a run: what it waits for, or how its job ended."""
+    name, task = f"job {queued.task_id}", queued.task
+    if task is None:
+        return "Slurm has not answered yet"
+    if task.is_live:
+        return task.reason or None
+    if task.state == "UNKNOWN":
+        return f"Slurm no longer knows {name}, and there is no result"
+    if _ENDED_AS.get(task.state) == State.TIMED_OUT:
+        return f"{name} reached its limit of {queued.minutes} minutes"
+    words = task.state.lower().replace("_", " ")
+    return f"{name} ended as {words}, without a result; it says why in jobs/{queued.task_id}_0_log.out"
+
+
+def _is_newer(queued: QueuedRun, before: QueuedRun | None) -> bool:
+    return before is None or queued.is_live or not before.is_live

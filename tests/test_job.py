@@ -1,0 +1,187 @@
+"""One task of a job array, as a process of its own; scontrol is a stand-in."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from harness import STOPPED
+from harness.record import RunFolder, read_json, read_rows
+from sweeps.clusters.job import Job, requeue
+from sweeps.store import SweepFolder, is_missing, read_run
+from tests.slurm_stand_in import StandIn
+from tests.stepping import curve
+from tests.sweep_examples import started
+
+ROOT = Path(__file__).parents[1]
+CODE = (
+    "import pickle, sys; from sweeps.clusters import job\n"
+    "if __name__ == '__main__':\n"
+    "    job.ENDED_WITHIN_SECONDS = float(sys.argv[2])\n"
+    "    print(pickle.load(open(sys.argv[1], 'rb'))())"
+)
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    return StandIn(tmp_path / "bin", monkeypatch)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> SweepFolder:
+    return started(tmp_path / "small", machine={"accelerator": "cpu"})
+
+
+@pytest.fixture
+def start(tmp_path: Path, folder: SweepFolder) -> Iterator[Start]:
+    """Start a job of all runs; it waits `patience` seconds to be ended after a bare SIGTERM."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def started_job(patience: float = 60.0, max_requeues: int = 5, **environment: str) -> subprocess.Popen[str]:
+        run_ids = tuple(run.run_id for run in folder.read_manifest().runs)
+        job = Job(str(folder.path), run_ids, max_requeues=max_requeues, train="tests.stepping:train")
+        (tmp_path / "job.pkl").write_bytes(pickle.dumps(job))
+        (tmp_path / "start.py").write_text(CODE)
+        slurm = {"SLURM_JOB_ID": "77", "PYTHONPATH": str(ROOT), "STEP_SECONDS": "0.05"}
+        command = [sys.executable, str(tmp_path / "start.py"), str(tmp_path / "job.pkl"), str(patience)]
+        processes.append(
+            subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+                env=os.environ | slurm | environment,
+            )
+        )  # fmt: skip
+        return processes[-1]
+
+    yield started_job
+    for process in processes:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def runs(folder: SweepFolder) -> list[RunFolder]:
+    return [folder.run(run.run_id) for run in folder.read_manifest().runs]
+
+
+def wait_for_steps(folder: SweepFolder) -> None:
+    end = time.monotonic() + 60
+    while sum(len(read_rows(run.evaluations)) for run in runs(folder)) < 5:
+        assert time.monotonic() < end, "no step was taken"
+        time.sleep(0.05)
+
+
+def assert_all_undisturbed(folder: SweepFolder) -> None:
+    for run in runs(folder):
+        assert [row["val_loss_nats"] for row in read_rows(run.evaluations)] == curve(read_run(run))
+
+
+def test_job_trains_its_runs_and_again_does_nothing(folder: SweepFolder, start: Start) -> None:
+    output, _ = (process := start(STEP_SECONDS="0")).communicate(timeout=60)
+    assert (process.returncode, output) == (0, "4 runs trained\n")
+    before = [run.run.stat().st_mtime_ns for run in runs(folder)]
+    output, _ = (process := start()).communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert [run.run.stat().st_mtime_ns for run in runs(folder)] == before
+
+
+@pytest.mark.parametrize("also_sigterm", [False, True])
+def test_signalled_job_saves_requeues_itself_once_and_goes_on(
+    folder: SweepFolder, start: Start, stand_in: StandIn, also_sigterm: bool
+) -> None:
+    process = start()
+    wait_for_steps(folder)
+    process.send_signal(signal.SIGUSR2)
+    if also_sigterm:
+        process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == STOPPED, output
+    assert stand_in.calls("scontrol") == ["requeue 77"]
+    assert sum(run.checkpoint.exists() for run in runs(folder)) == 1
+    output, _ = (process := start(SLURM_RESTART_COUNT="1", STEP_SECONDS="0")).communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert sum(read_json(run.run)["resumes"] for run in runs(folder)) == 1
+    assert_all_undisturbed(folder)
+
+
+def test_job_that_gets_sigterm_alone_saves_and_waits_for_its_end(
+    folder: SweepFolder, start: Start, stand_in: StandIn
+) -> None:
+    process = start()
+    wait_for_steps(folder)
+    process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.communicate(timeout=5)
+    assert sum(run.checkpoint.exists() for run in runs(folder)) == 1
+    assert stand_in.calls("scontrol") == []
+
+
+def test_job_that_nobody_ends_after_sigterm_requeues_itself(
+    folder: SweepFolder, start: Start, stand_in: StandIn
+) -> None:
+    process = start(patience=0.5)
+    wait_for_steps(folder)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == STOPPED
+    assert stand_in.calls("scontrol") == ["requeue 77"]
+
+
+def test_job_that_was_restarted_too_often_ends_with_advice(
+    folder: SweepFolder, start: Start, stand_in: StandIn
+) -> None:
+    process = start(max_requeues=3, SLURM_RESTART_COUNT="3")
+    wait_for_steps(folder)
+    process.send_signal(signal.SIGUSR2)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "stopped by Slurm after 3 restarts, no more are allowed" in output
+    assert stand_in.calls("scontrol") == []
+
+
+def test_requeued_job_does_not_repeat_a_run_that_failed_in_it(folder: SweepFolder, start: Start) -> None:
+    (folder.path / "behaviour.txt").write_text("fail")
+    output, _ = (process := start(STEP_SECONDS="0")).communicate(timeout=60)
+    assert process.returncode == 1
+    assert "2 of 4 runs failed" in output
+    failed = [run for run in runs(folder) if is_missing(run)]
+    before = [read_json(run.failure)["failed_at"] for run in failed]
+    assert {read_json(run.failure)["job_id"] for run in failed} == {"77"}
+    (folder.path / "behaviour.txt").write_text("")
+    output, _ = (process := start()).communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert [read_json(run.failure)["failed_at"] for run in failed] == before
+    output, _ = (process := start(SLURM_JOB_ID="78", STEP_SECONDS="0")).communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert not any(map(is_missing, runs(folder)))
+
+
+@pytest.mark.usefixtures("restored_sigterm")
+@pytest.mark.parametrize("words", ["Job is pending execution", "Job/step already completing or completed"])
+def test_requeue_takes_already_requeued_as_done(stand_in: StandIn, words: str) -> None:
+    stand_in.says("scontrol", words)
+    requeue("77")
+    assert stand_in.calls("scontrol") == ["requeue 77"]
+
+
+@pytest.mark.usefixtures("restored_sigterm")
+def test_requeue_that_is_refused_is_an_error(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    stand_in.says("scontrol", "Access/permission denied")
+    with pytest.raises(RuntimeError, match="did not requeue job 77: Access/permission denied"):
+        requeue("77")
+    assert len(stand_in.calls("scontrol")) == 5
+
+
+@pytest.fixture
+def restored_sigterm() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,106 @@
+"""What is asked of Slurm, how often, and what is believed."""
+
+from pathlib import Path
+
+import pytest
+
+from sweeps.clusters import slurm
+from sweeps.clusters.queue import QueuedJob, forget, queued_jobs, remember
+from tests.slurm_stand_in import StandIn
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    return StandIn(tmp_path / "bin", monkeypatch)
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    (tmp_path / "sweep").mkdir()
+    return tmp_path / "sweep"
+
+
+def job(job_id: str, tasks: int = 2) -> QueuedJob:
+    return QueuedJob(
+        cluster="test", kind="slurm", job_id=job_id, submitted_at="2026-01-01T00:00:00+00:00", minutes=5, stage="grid",
+        tasks=tuple((f"run-{task}",) for task in range(tasks)),
+    )  # fmt: skip
+
+
+def test_queue_returns_what_was_remembered_oldest_first(sweep: Path) -> None:
+    for job_id in ("90", "100"):
+        remember(job(job_id), sweep)
+    assert queued_jobs(sweep) == [job("90"), job("100")]
+    forget(job("90"), sweep)
+    assert queued_jobs(sweep) == [job("100")]
+
+
+def test_job_of_one_task_is_no_array() -> None:
+    assert job("7").task_ids == ["7_0", "7_1"]
+    assert job("7", tasks=1).task_ids == ["7"]
+
+
+def test_slurm_is_not_asked_about_a_sweep_without_jobs(stand_in: StandIn, sweep: Path) -> None:
+    assert slurm.ask(sweep).tasks == {}
+    assert stand_in.calls("squeue") == []
+
+
+def test_slurm_is_asked_once_in_a_while_and_not_at_all_once_every_task_has_ended(
+    stand_in: StandIn, sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remember(job("7"), sweep)
+    stand_in.runs("7_0", "7_1")
+    for _ in range(5):
+        assert slurm.ask(sweep).is_live("7_1")
+    assert len(stand_in.calls("squeue")) == 1
+    later = slurm.time.time() + slurm.ASK_EVERY_SECONDS + 1
+    monkeypatch.setattr(slurm.time, "time", lambda: later)
+    stand_in.runs("7_0", "7_1", state="COMPLETED")
+    for _ in range(5):
+        assert not slurm.ask(sweep, max_age_seconds=0.0).is_live("7_1")
+    assert len(stand_in.calls("squeue")) == 2
+    remember(job("8", tasks=1), sweep)
+    stand_in.runs("8")
+    assert slurm.ask(sweep).is_live("8")
+    assert stand_in.calls("squeue")[-1].startswith("--jobs=8 ")
+
+
+def test_queue_is_believed_before_the_accounts_and_what_neither_knows_is_unknown(
+    stand_in: StandIn, sweep: Path
+) -> None:
+    remember(job("7", tasks=3), sweep)
+    stand_in.runs("7_0", state="PENDING")
+    stand_in.says("sacct", "7_0|NODE_FAIL|n1\n7_1|CANCELLED by 0|n2\n")
+    answer = slurm.ask(sweep)
+    assert {task: known.state for task, known in answer.tasks.items()} == {
+        "7_0": "PENDING", "7_1": "CANCELLED", "7_2": "UNKNOWN",
+    }  # fmt: skip
+    assert [task for task in answer.tasks if answer.is_live(task)] == ["7_0"]
+
+
+@pytest.mark.parametrize("state", ["NODE_FAIL", "PREEMPTED"])
+def test_job_that_slurm_may_requeue_is_live_until_only_the_accounts_know_it(
+    stand_in: StandIn, sweep: Path, state: str
+) -> None:
+    remember(job("7", tasks=1), sweep)
+    stand_in.runs("7", state=state)
+    assert slurm.ask(sweep, 0.0).is_live("7")
+    stand_in.runs()
+    stand_in.says("sacct", f"7|{state}|n1\n")
+    assert not slurm.ask(sweep, 0.0).is_live("7")
+
+
+def test_answer_stands_when_slurm_is_silent_with_the_reason(stand_in: StandIn, sweep: Path) -> None:
+    remember(job("7"), sweep)
+    stand_in.runs("7_0", "7_1")
+    before = slurm.ask(sweep)
+    (stand_in.folder / "down").touch()
+    after = slurm.ask(sweep, max_age_seconds=0.0)
+    assert after.tasks == before.tasks
+    assert after.problem == "squeue: slurm_load_jobs error: Unable to contact slurm controller"
+
+
+def test_missing_command_is_named(sweep: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    remember(job("7"), sweep)
+    assert "squeue is not on the PATH" in str(slurm.ask(sweep).problem)

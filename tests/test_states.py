@@ -1,0 +1,179 @@
+"""Where a run stands: its files first, then what was queued of it, then what Slurm says."""
+
+from pathlib import Path
+
+import pytest
+
+from harness.config import SCIENCE_VERSION
+from harness.record import RunFolder, read_json, write_json
+from sweeps.clusters.queue import QueuedJob, remember
+from sweeps.clusters.slurm import Task
+from sweeps.run_status import RunStatus
+from sweeps.states import QueuedRun, queued_reason, queued_state
+from sweeps.status import as_json, failures, read_status, stopped
+from sweeps.store import State, SweepFolder, claim, read_run, record_failure
+from tests.fake_training import finish
+from tests.slurm_stand_in import StandIn
+from tests.sweep_examples import started
+
+SUBMITTED, BEFORE, AFTER = (f"2026-01-01T0{hour}:00:00+00:00" for hour in (1, 0, 2))
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    return StandIn(tmp_path / "bin", monkeypatch)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> SweepFolder:
+    return started(tmp_path / "small")
+
+
+def queued(task: Task | None) -> QueuedRun:
+    return QueuedRun("7_0", SUBMITTED, 30, task)
+
+
+def submitted(folder: SweepFolder, job_id: str = "7") -> list[RunFolder]:
+    """Say that a job array has the sweep's four runs, one in each task."""
+    runs = [folder.run(run.run_id) for run in folder.read_manifest().runs]
+    tasks = tuple((run.path.name,) for run in runs)
+    job = QueuedJob(
+        cluster="test", kind="slurm", job_id=job_id, submitted_at=SUBMITTED, minutes=30, stage="grid", tasks=tasks
+    )
+    remember(job, folder.path)
+    return runs
+
+
+def statuses(folder: SweepFolder) -> tuple[RunStatus, ...]:
+    return read_status(folder).runs
+
+
+@pytest.mark.parametrize(
+    ("files", "slurm", "expected"),
+    [
+        (State.FINISHED, "FAILED", State.FINISHED),
+        (State.DIVERGED, "RUNNING", State.DIVERGED),
+        (State.RUNNING, "UNKNOWN", State.RUNNING),
+        (State.PLANNED, "PENDING", State.QUEUED),
+        (State.PLANNED, "RUNNING", State.QUEUED),
+        (State.PLANNED, "COMPLETED", State.LOST),
+        (State.PLANNED, "CANCELLED", State.CANCELLED),
+        (State.INTERRUPTED, "PENDING", State.REQUEUED),
+        (State.INTERRUPTED, "NODE_FAIL", State.REQUEUED),
+        (State.INTERRUPTED, "TIMEOUT", State.TIMED_OUT),
+        (State.INTERRUPTED, "FAILED", State.LOST),
+        (State.INTERRUPTED, "UNKNOWN", State.LOST),
+        (State.PLANNED, "OUT_OF_MEMORY", State.FAILED),
+        (State.FAILED, "TIMEOUT", State.FAILED),
+    ],
+)
+def test_queued_state_believes_files_then_slurm(files: State, slurm: str, expected: State) -> None:
+    assert queued_state(files, queued(Task(slurm)), AFTER) == expected
+
+
+def test_node_failure_is_the_end_once_the_queue_has_forgotten_it() -> None:
+    assert queued_state(State.PLANNED, queued(Task("NODE_FAIL", in_accounts=True))) == State.LOST
+
+
+def test_failure_is_tried_again_by_a_live_job_that_was_submitted_later() -> None:
+    assert queued_state(State.FAILED, queued(Task("PENDING")), BEFORE) == State.QUEUED
+    assert queued_state(State.FAILED, queued(Task("PENDING")), AFTER) == State.FAILED
+    assert queued_state(State.FAILED, queued(Task("CANCELLED")), BEFORE) == State.FAILED
+    assert queued_state(State.FAILED, queued(Task("PENDING")), None) == State.FAILED  # a corrupt record
+
+
+def test_reason_is_what_slurm_waits_for_or_how_the_job_ended() -> None:
+    assert queued_reason(queued(Task("PENDING", reason="Priority"))) == "Priority"
+    assert queued_reason(queued(Task("RUNNING", node="n1"))) is None
+    assert queued_reason(queued(None)) == "Slurm has not answered yet"
+    assert queued_reason(queued(Task("TIMEOUT"))) == "job 7_0 reached its limit of 30 minutes"
+    assert queued_reason(queued(Task("UNKNOWN"))) == "Slurm no longer knows job 7_0, and there is no result"
+    assert "ended as out of memory" in str(queued_reason(queued(Task("OUT_OF_MEMORY"))))
+
+
+def test_states_come_from_files_queue_and_slurm(folder: SweepFolder, stand_in: StandIn) -> None:
+    finished, running, interrupted, waiting = submitted(folder)
+    finish(read_run(finished), finished)
+    interrupted.checkpoint.touch()
+    stand_in.says(
+        "squeue",
+        "7_0|COMPLETED|n1|0||\n7_1|RUNNING|n1|0|None|\n7_2|PENDING||1|BeginTime|\n7_3|PENDING||0|Resources|\n",
+    )
+    write_json(running.run, {"status": "running", "host": "node-of-the-record", "job_id": "7_1"})
+    with claim(running):
+        found = statuses(folder)
+    assert [run.state for run in found] == [State.FINISHED, State.RUNNING, State.REQUEUED, State.QUEUED]
+    assert [run.reason for run in found] == ["budget", None, "BeginTime", "Resources"]
+    assert (found[1].node, found[1].job) == ("node-of-the-record", "7_1")
+    assert found[3].job == "7_3"
+    assert waiting.path.name == found[3].run_id
+
+
+def test_run_that_was_queued_twice_is_where_its_live_task_is(folder: SweepFolder, stand_in: StandIn) -> None:
+    submitted(folder, "7")
+    submitted(folder, "8")
+    stand_in.says("squeue", "".join(f"8_{task}|PENDING||0|Priority|\n7_{task}|FAILED|n1|0||\n" for task in range(4)))
+    assert {(run.state, run.job) for run in statuses(folder)} == {(State.QUEUED, f"8_{task}") for task in range(4)}
+
+
+def test_slurm_is_asked_only_about_a_sweep_with_jobs_and_once_in_a_while(
+    folder: SweepFolder, stand_in: StandIn
+) -> None:
+    statuses(folder)
+    assert stand_in.calls("squeue") == []
+    submitted(folder)
+    stand_in.runs("7_0", "7_1", "7_2", "7_3")
+    for _ in range(5):
+        statuses(folder)
+    assert len(stand_in.calls("squeue")) == 1
+
+
+def test_slurm_that_does_not_answer_is_said_and_loses_no_run(folder: SweepFolder, stand_in: StandIn) -> None:
+    submitted(folder)
+    (stand_in.folder / "down").touch()
+    status = read_status(folder)
+    assert "Unable to contact slurm controller" in str(status.problem)
+    assert {run.state for run in status.runs} == {State.QUEUED}
+
+
+def test_stopped_says_how_many_runs_wait_for_somebody(folder: SweepFolder, stand_in: StandIn) -> None:
+    first, *_ = submitted(folder)
+    stand_in.says("squeue", "7_0|TIMEOUT|n1|0||\n7_1|CANCELLED|n1|0||\n7_2|CANCELLED|n1|0||\n")
+    lines = stopped(statuses(folder))
+    assert lines[0] == f"1 run timed_out, as {first.path.name}: job 7_0 reached its limit of 30 minutes"
+    assert lines[1].startswith("1 run lost")
+    assert lines[2].startswith("2 runs cancelled")
+
+
+def test_failure_shows_its_kind_and_host(folder: SweepFolder) -> None:
+    run = folder.run(folder.read_manifest().runs[0].run_id)
+    record_failure(run, "out of luck")
+    write_json(run.failure, read_json(run.failure) | {"kind": "data", "host": "n3"})
+    first, *_ = statuses(folder)
+    assert (first.failure_kind, first.node) == ("data", "n3")
+    assert failures([first], folder.path)[0].startswith(f"{run.path.name} failed (data): out of luck (log: ")
+
+
+def test_killed_for_memory_by_slurm_is_a_failure_of_that_kind(folder: SweepFolder, stand_in: StandIn) -> None:
+    submitted(folder)
+    stand_in.says("squeue", "7_0|OUT_OF_MEMORY|n2|0||\n")
+    first, *_ = statuses(folder)
+    assert (first.state, first.failure_kind, first.node) == (State.FAILED, "out_of_memory", "n2")
+
+
+def test_run_of_another_science_version_is_stale_with_or_without_result(folder: SweepFolder) -> None:
+    done, planned, *_ = (folder.run(run.run_id) for run in folder.read_manifest().runs)
+    finish(read_run(done), done)
+    for run in (done, planned):
+        write_json(run.config, read_json(run.config) | {"science_version": SCIENCE_VERSION - 1, "a key of then": 1})
+    found = statuses(folder)
+    assert [run.state for run in found] == [State.STALE, State.STALE, State.PLANNED, State.PLANNED]
+    assert str(found[0].reason).startswith(f"finished by science_version {SCIENCE_VERSION - 1}")
+    assert found[0].loss_nats == 2.0
+
+
+def test_json_counts_every_state_and_lists_the_chosen_runs(folder: SweepFolder) -> None:
+    status = read_status(folder)
+    content = as_json(status.of(["muon"]), status.runs[:1])
+    assert content["counts"] == {str(each): 2 * (each == State.PLANNED) for each in State}
+    assert len(content["runs"]) == 1
