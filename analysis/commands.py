@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -146,6 +147,7 @@ def estimate_options(options: argparse.Namespace) -> "EstimateOptions":
 
 
 def _estimates(options: argparse.Namespace) -> "Estimates":
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: on small matrices threads wait for each other
     from analysis.estimate import estimate
     from analysis.inputs.load import read
     from analysis.inputs.tables import TableOptions

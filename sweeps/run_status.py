@@ -15,7 +15,7 @@ from harness.config import SCIENCE_VERSION
 from harness.failures import FailureKind
 from harness.record import PlannedRun, RunFolder, Value, read_json, read_rows
 from sweeps.states import Queue, QueuedRun, queued_reason, queued_state
-from sweeps.store import RESULTS, State, failure_reason, state
+from sweeps.store import RESULTS, State, failure_reason, result_record, state
 
 #: Long enough for the last row of the evaluations.
 _TAIL_BYTES = 4096
@@ -48,51 +48,57 @@ class RunStatus:
     job: str | None = None
 
 
+class _NoResultError(Exception):
+    """The run has no result, or none that is whole."""
+
+
 def read_run_status(run: RunFolder, planned: PlannedRun, queue: Queue) -> RunStatus:
     """Read where a run stands; `queue` is what its sweep has there."""
+    with suppress(_NoResultError, FileNotFoundError):
+        return _ended(run, planned, run.run.stat().st_mtime_ns)
     now = state(run)
-    if now in RESULTS:
-        return _ended(run, planned, now)
+    status = _status(run, planned, now, _read(run.run if now in RESULTS else run.progress))
     queued = queue.runs.get(planned.run_id)
-    status = _status(run, planned, now, _read(run.progress))
     return status if queued is None else _as_queued(status, queued, run)
 
 
 @cache
-def _ended(run: RunFolder, planned: PlannedRun, now: State) -> RunStatus:
-    """Read a run that has its result, which does not change any more: once."""
-    return _status(run, planned, now, read_json(run.run))
+def _ended(run: RunFolder, planned: PlannedRun, written_at_ns: int) -> RunStatus:
+    """Read a run that has its result: once for each record; that it has none is not remembered."""
+    del written_at_ns
+    try:
+        record = result_record(run)
+    except ValueError:
+        record = None
+    if record is None:
+        raise _NoResultError
+    return _status(run, planned, State(record["status"]), record)
 
 
 def _status(run: RunFolder, planned: PlannedRun, now: State, latest: dict[str, Any]) -> RunStatus:
     """Put together what the files say; `latest` is the record of a run that ended, else its last progress."""
-    config, seen, speed = _config(run), int(latest.get("tokens_seen") or 0), latest.get("tokens_per_second")
-    running, batch = now == State.RUNNING, config["global_batch_tokens"]
-    realized = config["token_budget"] // batch * batch
+    version, config = _config(run)
+    seen, speed = int(latest.get("tokens_seen") or 0), latest.get("tokens_per_second")
+    running = now == State.RUNNING
     reason = failure_reason(run) if now == State.FAILED else latest.get("stop_reason")
     loss: Value = None
     try:
         loss = _last_loss(run)
     except ValueError as error:
         now, reason = State.FAILED, str(error)
-    if config["science_version"] != SCIENCE_VERSION and not running:
-        now, reason = State.STALE, _stale_in_words(now, config["science_version"])
+    if version != SCIENCE_VERSION and not running:
+        now, reason = State.STALE, _stale_in_words(now, version)
     failure = _read(run.failure) if now == State.FAILED else {}
     started = latest if now in RESULTS else _read(run.run)
     return RunStatus(
         run_id=planned.run_id,
         stage=planned.stage,
         state=now,
-        optimizer=config["optimizer"]["name"],
-        global_batch_tokens=batch,
-        peak_lr=config["optimizer"]["peak_lr"],
-        init_seed=config["init_seed"],
-        data_seed=config["data_seed"],
-        realized_tokens=realized,
+        **config,
         tokens_seen=seen,
         loss_nats=loss if isinstance(loss, float) else None,
         tokens_per_second=speed if running else None,
-        seconds_left=(realized - seen) / speed if running and speed else None,
+        seconds_left=(config["realized_tokens"] - seen) / speed if running and speed else None,
         reason=reason,
         failure_kind=failure.get("kind"),
         node=failure.get("host") or started.get("host"),
@@ -136,9 +142,16 @@ def _last_row(path: Path) -> dict[str, Value] | None:
 
 
 @cache
-def _config(run: RunFolder) -> dict[str, Any]:
-    """Read a configuration once, that of a run_id never changes; as it is, so that another version's can be shown."""
-    return read_json(run.config)
+def _config(run: RunFolder) -> tuple[int, dict[str, Any]]:
+    """Return the science_version of a configuration, and what of it is shown: once, that of a run_id never changes.
+
+    It is not validated: one of another version can be shown too.
+    """
+    config = read_json(run.config)
+    batch = config["global_batch_tokens"]
+    shown = {name: config[name] for name in ("global_batch_tokens", "init_seed", "data_seed")}
+    optimizer = {"optimizer": config["optimizer"]["name"], "peak_lr": config["optimizer"]["peak_lr"]}
+    return config["science_version"], shown | optimizer | {"realized_tokens": config["token_budget"] // batch * batch}
 
 
 def _read(path: Path) -> dict[str, Any]:

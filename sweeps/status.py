@@ -147,8 +147,8 @@ def failures(runs: Iterable[RunStatus], folder: Path) -> list[str]:
 def stopped(runs: Sequence[RunStatus]) -> list[str]:
     """Return a line for each state in which runs wait for somebody to start them again, with one of the reasons."""
     states = (State.TIMED_OUT, State.LOST, State.CANCELLED, State.STALE)
-    found = [[run for run in runs if run.state == each] for each in states]
-    return [f"{counted(len(each), 'run')} {each[0].state}, as {each[0].run_id}: {each[0].reason}" for each in found if each]
+    found = [chosen for each in states if (chosen := [run for run in runs if run.state == each])]
+    return [f"{counted(len(each), 'run')} {each[0].state}, as {each[0].run_id}: {each[0].reason}" for each in found]
 
 
 def duration(seconds: float) -> str:

@@ -184,12 +184,22 @@ def result_state(run: RunFolder) -> State | None:
 
     Raises: ValueError for a record that is not whole.
     """
-    status = read_json(run.run).get("status") if run.run.exists() else None
+    record = result_record(run)
+    return State(record["status"]) if record else None
+
+
+def result_record(run: RunFolder) -> dict[str, Any] | None:
+    """Return the row of a run that has its result, else None. Raises: ValueError for a record that is not whole."""
+    try:
+        record = read_json(run.run)
+    except FileNotFoundError:
+        return None
+    status = record.get("status")
     if status not in RESULTS:
         return None
     if not run.evaluations.exists():
         raise ValueError(f"{run.evaluations} is gone, though the run has {status}; the next critbatch run repeats it")
-    return State(status)
+    return record
 
 
 def is_missing(run: RunFolder) -> bool:

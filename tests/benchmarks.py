@@ -34,6 +34,11 @@ from harness.optimizers.combined import CombinedOptimizer, build_optimizer
 from harness.optimizers.config import MuonConfig
 from harness.shards import open_shard
 from harness.train import train
+from sweeps.grid import expand
+from sweeps.spec import SweepSpec
+from sweeps.store import SweepFolder, write_sweep
+from tests.fake_training import finish
+from tests.sweep_examples import changed, prepared
 from tests.test_optimizers import muon_group, random_weights, set_gradients
 
 MICRO_BATCH_TOKENS = 2048
@@ -50,6 +55,8 @@ def main() -> None:
         muon_step(width, layers, limit, pairs)
     start_up()
     plan_of_many_runs()
+    write_sweep_of_many_runs()
+    status_of_many_runs()
 
 
 def training_step(optimizer: str, batch: int, limit: float) -> None:
@@ -170,6 +177,36 @@ def plan_of_many_runs() -> None:
         run = partial(subprocess.run, command, cwd=empty, capture_output=True, check=True)
         seconds = [seconds_of(run) for _ in range(3)]
     print(f"{'critbatch plan of 10,000 runs':<52} {statistics.median(seconds):6.2f} s   (limit 5 s)")
+
+
+def write_sweep_of_many_runs() -> None:
+    """Seconds to write the folder of a sweep of 1,000 runs, and to find it as it should be."""
+    spec, runs = many_runs(1000)
+    with tempfile.TemporaryDirectory() as place:
+        for name in ("first", "repeated"):
+            seconds = seconds_of(partial(write_sweep, spec, runs, SweepFolder(Path(place))))
+            print(f"{f'write_sweep of 1,000 runs, {name}':<52} {seconds:6.2f} s   (limit 2 s)")
+
+
+def status_of_many_runs() -> None:
+    """Seconds to say where 10,000 finished runs of 200 evaluations stand, as a whole process."""
+    spec, runs = many_runs(10_000)
+    with tempfile.TemporaryDirectory() as place, mock.patch("os.fsync"):
+        folder = SweepFolder(Path(place))
+        write_sweep(spec, runs, folder)
+        for run in runs:
+            files = folder.run(run.run_id)
+            finish(run, files)
+            files.evaluations.write_text(files.evaluations.read_text() * 200)
+        command = [str(Path(sys.executable).with_name("critbatch")), "status", place]
+        seconds = [seconds_of(partial(subprocess.run, command, capture_output=True, check=True)) for _ in range(5)]
+    print(f"{'critbatch status of 10,000 runs':<52} {statistics.median(seconds):6.2f} s   (limit 2 s)")
+
+
+def many_runs(count: int) -> tuple[SweepSpec, list[RunConfig]]:
+    grid = {"global_batch_tokens": [256, 1024], "seed": list(range(count // 4))}
+    spec = SweepSpec.parse(changed(grid=grid), source="many")
+    return spec, expand(spec, prepared)
 
 
 def seconds_of(act: Callable[[], object]) -> float:

@@ -3,10 +3,13 @@ import os
 import subprocess
 import sys
 import threading
+from multiprocessing import get_context
 from pathlib import Path
+from queue import Queue
 
 import pytest
 
+from harness.origin import host_name
 from harness.record import RunFolder, SweepManifest, read_json, write_json
 from sweeps.grid import expand, on_fresh_seeds
 from sweeps.spec import SweepSpec
@@ -16,6 +19,7 @@ from sweeps.store import (
     add_confirmations,
     claim,
     failure_reason,
+    holder,
     is_missing,
     read_machine,
     read_run,
@@ -153,6 +157,31 @@ def test_claim_of_a_killed_process_is_free_again(folder: SweepFolder) -> None:
     child.communicate()
     with claim(run) as held:
         assert held is not None
+
+
+def test_claim_names_the_process_that_has_it_and_nobody_once_it_is_free(folder: SweepFolder) -> None:
+    run = first(folder)
+    assert holder(run) is None
+    with claim(run):
+        assert holder(run) == (host_name(), os.getpid())
+    assert run.claim.read_text() != ""
+    assert holder(run) is None
+
+
+def test_claim_of_a_worker_names_the_pool_that_would_have_another_one_take_the_run_up(folder: SweepFolder) -> None:
+    run = first(folder)
+    context = get_context("spawn")
+    with context.Manager() as manager:
+        told = manager.Queue()
+        worker = context.Process(target=_claim_and_tell, args=(str(run.path), told))
+        worker.start()
+        assert told.get(timeout=30) == (host_name(), os.getpid())
+        worker.join()
+
+
+def _claim_and_tell(path: str, told: "Queue[object]") -> None:
+    with claim(RunFolder(Path(path))):
+        told.put(holder(RunFolder(Path(path))))
 
 
 def test_manifest_of_an_empty_folder_says_that_nothing_was_started(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def test_token_ratio_carries_the_caveat_of_a_censored_cell() -> None:
     short = next(run for run in runs if (run.stage, run.optimizer, run.batch) == ("confirm", "adamw", 256))
     table = ratios_of([replace(run, log_tokens=99.0) if run == short else run for run in runs])
     row, whole = at(table, 256), at(ratios_of(runs), 256)
-    assert (row["verdict"], row["num_pairs"]) == ("censored", 0)
+    assert (row["verdict"], row["num_pairs"]) == ("censored", 3)
     assert row["explanation"].startswith("AdamW: 1 of 3 runs")
     assert row["token_ratio"] > whole["token_ratio"]
     assert at(table, 1024)["num_pairs"] == 3

@@ -156,7 +156,7 @@ class CurveFits:
             return None
         kind = (series.errors, self.residuals, self.loss)
         fit = fit_family(family, series.batches, series.log_tokens, self.level, *kind)
-        if series.resamples is None or fit.allowed is None:
+        if series.resamples is None or fit.scale.allowed is None:
             return fit
         near = (fit.log_b_crit, fit.bend)
         drawn = fit_resamples(family, series.batches, series.resamples, *kind, prior=fit.scale.variance, near=near)

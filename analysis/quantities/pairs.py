@@ -101,9 +101,15 @@ class Pair:
 
     def num_grid_pairs(self, batch: int) -> int:
         """Return how many seeds the grids of both sides share at a batch; 0 unless they have the same ones."""
-        grid = self.estimated.runs.filter(pl.col("stage") == "grid", pl.col("global_batch_tokens") == batch)
-        seeds = [set(grid.filter(**series)["seed"]) for series in self.series]
+        seeds = [own.get(batch, []) for own in self._grid_seeds]
         return len(seeds[0]) if seeds[0] == seeds[1] else 0
+
+    @cached_property
+    def _grid_seeds(self) -> list[dict[int, list[str]]]:
+        """The seeds of each side's grid, by batch."""
+        grids = (self.estimated.runs.filter(stage="grid", **series) for series in self.series)
+        by_batch = (grid.group_by("global_batch_tokens").agg(pl.col("seed").unique().sort()) for grid in grids)
+        return [dict(own.iter_rows()) for own in by_batch]
 
     def sides(self, baseline: list[int], challenger: list[int]) -> Sides:
         """Put cells that have a T side by side, at the given batches of each."""
@@ -130,7 +136,7 @@ class Pair:
         return errors, {batch: len(seeds) for batch, seeds in shared.items()}
 
     def _same_seeds(self, batches: tuple[list[int], list[int]]) -> dict[int, list[str]]:
-        """Return the seeds by batch where both sides have the same ones; a run that fell short is paired all the same."""
+        """Return the seeds by batch where both sides have the same; a run that fell short is paired all the same."""
         seeds = []
         for series in self.series:
             runs = self.estimated.chosen.filter(**series)

@@ -6,6 +6,7 @@ the data allow beside the best gives every interval; from ten seeds on, resample
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -39,7 +40,13 @@ class Fit:
     residuals: Array
     misfit: float
     scale: Scale
-    allowed: Region | Resamples | None
+    profile: Callable[[], Region | None]
+    resamples: Resamples | None = None
+
+    @cached_property
+    def allowed(self) -> Region | Resamples | None:
+        """What decides the intervals: resamples where there are any, else the region of the profile, drawn once."""
+        return self.profile() if self.resamples is None else self.resamples
 
     @property
     def critical_batch_tokens(self) -> Estimate:
@@ -95,7 +102,7 @@ class Fit:
 
     def with_resamples(self, resamples: Resamples) -> "Fit":
         """Return the same fit with intervals from the parameters of resamples."""
-        return replace(self, allowed=resamples)
+        return replace(self, resamples=resamples)
 
     def _ends(self, shape: Shape) -> Ends:
         if self.allowed is None:
@@ -160,7 +167,7 @@ def fit_family(
         residuals=observed.log_tokens - fitted,
         misfit=float((at_best.residuals[0] ** 2).sum()),
         scale=scale,
-        allowed=_region(search, best, scale),
+        profile=partial(_region, search, best, scale),
     )
 
 

@@ -1,0 +1,257 @@
+"""The verbs about runs that were started: what they print, stop, remove, and leave alone."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import sweeps.display
+from harness.record import RunFolder, read_json
+from sweeps.cli import main
+from sweeps.clusters.queue import QueuedJob, remember
+from sweeps.store import State, SweepFolder, claim, is_running, read_run, record_failure, state, write_sweep
+from sweeps.upkeep import forget_failures
+from tests.fake_training import finish
+from tests.slurm_stand_in import StandIn
+from tests.sweep_examples import started
+
+_ROOT = Path(__file__).parent.parent
+_POOL = (
+    "import sys; from pathlib import Path; from sweeps.store import SweepFolder; from sweeps.launch import run_folder\n"
+    "if __name__ == '__main__': run_folder(SweepFolder(Path(sys.argv[1])), 2, train='tests.fake_training:train')"
+)
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    return StandIn(tmp_path / "bin", monkeypatch)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> SweepFolder:
+    return started(tmp_path / "small")
+
+
+def runs_of(folder: SweepFolder) -> list[RunFolder]:
+    return [folder.run(run.run_id) for run in folder.read_manifest().runs]
+
+
+def submitted(folder: SweepFolder, *runs: RunFolder, job_id: str = "7") -> None:
+    """Say that one job has these runs, one after the other."""
+    job = QueuedJob(
+        cluster="test", kind="slurm", job_id=job_id, submitted_at="2026-01-01T00:00:00+00:00", minutes=30,
+        stage="grid", tasks=(tuple(run.path.name for run in runs),),
+    )  # fmt: skip
+    remember(job, folder.path)
+
+
+def listed(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, str]:
+    """Return the states that `critbatch status --json` lists, by run_id."""
+    assert main(["status", *words, "--json"]) == 0
+    (status,) = json.loads(capsys.readouterr().out)
+    return {run["run_id"]: run["state"] for run in status["runs"]}
+
+
+def test_status_filters_by_state_and_optimizer(folder: SweepFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    first, *others = runs_of(folder)
+    record_failure(first, "out of luck")
+    path = str(folder.path)
+    assert listed(capsys, path, "--state", "failed") == {first.path.name: "failed"}
+    assert len(listed(capsys, path, "--state", "failed", "--state", "planned")) == len(others) + 1
+    assert {"muon" in run_id for run_id in listed(capsys, path, "--optimizer", "muon")} == {True}
+    assert main(["status", path, "--state", "planned"]) == 0
+    assert capsys.readouterr().out.count("0 of 16,384") == len(others)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--state", "fine"], "--state fine: no such state; there are planned, queued, running"),
+        (["--optimizer", "sgd"], "--optimizer sgd: there are adamw, muon"),
+        (["--watch", "--json"], "--watch draws tables"),
+    ],
+)
+def test_status_refuses_what_there_is_not(
+    folder: SweepFolder, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["status", str(folder.path), *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_watch_draws_again_until_every_run_has_its_result(
+    folder: SweepFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = runs_of(folder)
+
+    def finish_one(seconds: float) -> None:
+        assert seconds == 2.0
+        finish(read_run(missing[-1]), missing.pop())
+
+    monkeypatch.setattr(sweeps.display.time, "sleep", finish_one)
+    assert main(["status", str(folder.path), "--watch"]) == 0
+    assert missing == []
+    assert "4 of 4 done" in capsys.readouterr().out
+
+
+def test_logs_prints_the_end_of_one_log_or_of_all_failed_ones(
+    folder: SweepFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failed, quiet, *_ = runs_of(folder)
+    for run in (failed, quiet):
+        run.log.write_text("\n".join(f"{run.path.name} line {number}" for number in range(100)))
+    assert main(["logs", str(folder.path)]) == 0
+    assert "No run has failed" in capsys.readouterr().out
+    record_failure(failed, "out of luck")
+    assert main(["logs", str(folder.path), "--lines", "2"]) == 0
+    heading, *lines = capsys.readouterr().out.splitlines()
+    assert heading == f"==> {failed.path.name}: failed, out of luck ({failed.log})"
+    assert lines == [f"{failed.path.name} line 98", f"{failed.path.name} line 99"]
+    assert main(["logs", str(folder.path), quiet.path.name[:-1]]) == 0
+    assert f"{quiet.path.name} line 99" in capsys.readouterr().out
+
+
+def test_logs_of_a_run_that_is_not_one_says_how_many_there_are(
+    folder: SweepFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["logs", str(folder.path), "115k"]) == 2
+    assert "115k: 4 runs begin so" in capsys.readouterr().err
+    assert main(["logs", str(folder.path), "sgd"]) == 2
+    assert "sgd: no run begins so" in capsys.readouterr().err
+
+
+def test_retry_makes_failed_runs_missing_and_keeps_their_checkpoints(
+    folder: SweepFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fresh, started_once, corrupt, finished = runs_of(folder)
+    for run in (fresh, started_once):
+        record_failure(run, "out of luck")
+    started_once.checkpoint.touch()
+    corrupt.run.write_text("{")
+    finish(read_run(finished), finished)
+    assert main(["retry", str(folder.path), "--failed"]) == 0
+    assert "3 failed runs can be tried again" in capsys.readouterr().out
+    states = [State.PLANNED, State.INTERRUPTED, State.PLANNED, State.FINISHED]
+    assert list(map(state, runs_of(folder))) == states
+
+
+def test_retry_leaves_the_failures_of_a_live_job_that_is_past_them(folder: SweepFolder, stand_in: StandIn) -> None:
+    failed, *others = runs_of(folder)
+    submitted(folder, failed, *others)
+    record_failure(failed, "out of luck")
+    stand_in.runs("7")
+    assert forget_failures(folder) == []
+    assert failed.failure.exists()
+
+
+def test_retry_on_a_cluster_submits(
+    folder: SweepFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failed, *_ = runs_of(folder)
+    record_failure(failed, "out of luck")
+    asked = []
+    monkeypatch.setattr("sweeps.cluster_commands.submit", lambda options: asked.append(options) or 0)
+    assert main(["retry", str(folder.path), "--failed", "--cluster", "somewhere"]) == 0
+    assert (asked[0].sweep, asked[0].cluster) == (str(folder.path), "somewhere")
+    assert not failed.failure.exists()
+    assert "1 failed run can" in capsys.readouterr().out
+
+
+def test_cancel_stops_local_training_with_its_checkpoints_and_no_run_is_taken_up_again(
+    folder: SweepFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder.path / "behaviour.txt").write_text("wait")
+    command = [sys.executable, "-c", _POOL, str(folder.path)]
+    pool = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=_ROOT)
+    try:
+        _until(lambda: sum(run.progress.exists() for run in runs_of(folder)) == 2)
+        assert main(["cancel", str(folder.path)]) == 0
+        assert f"process {pool.pid}" in capsys.readouterr().out
+        pool.communicate(timeout=30)
+    finally:
+        pool.kill()
+    assert not is_running(folder)
+    assert sorted(map(state, runs_of(folder))) == [State.INTERRUPTED] * 2 + [State.PLANNED] * 2
+
+
+def test_cancel_ends_the_live_jobs_of_slurm_only(
+    folder: SweepFolder, stand_in: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second, *_ = runs_of(folder)
+    submitted(folder, first, job_id="7")
+    submitted(folder, second, job_id="8")
+    stand_in.says("squeue", "7|COMPLETED|n1|0||\n8|PENDING||0|Priority|\n")
+    with claim(second):  # by a job of Slurm's on this very machine
+        assert main(["cancel", str(folder.path)]) == 0
+    assert stand_in.calls("scancel") == ["8"]
+    assert capsys.readouterr().out == "Cancelled in Slurm: 8\n"
+
+
+def test_cancel_names_the_host_that_it_cannot_reach(folder: SweepFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    first, *_ = runs_of(folder)
+    with claim(first):
+        first.claim.write_text("another-host 1")
+        assert main(["cancel", str(folder.path)]) == 1
+    assert "Runs are being trained on another-host" in capsys.readouterr().out
+    assert main(["cancel", str(folder.path)]) == 0
+    assert "Nothing to cancel" in capsys.readouterr().out
+
+
+def test_cancel_without_an_answer_of_slurm_cancels_nothing(
+    folder: SweepFolder, stand_in: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submitted(folder, *runs_of(folder))
+    (stand_in.folder / "down").touch()
+    assert main(["cancel", str(folder.path)]) == 2
+    assert "nothing is cancelled" in capsys.readouterr().err
+    assert stand_in.calls("scancel") == []
+
+
+def test_clean_removes_logs_and_checkpoints_of_finished_runs_and_no_result(
+    folder: SweepFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished, interrupted, *_ = runs_of(folder)
+    finish(read_run(finished), finished)
+    for run in (finished, interrupted):
+        run.log.write_text("words")
+        run.checkpoint.write_text("weights")
+    assert main(["clean", str(folder.path), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert str(finished.log) in out
+    assert str(interrupted.log) not in out
+    assert finished.log.exists()
+    assert main(["clean", str(folder.path)]) == 0
+    assert "Removed 2 files" in capsys.readouterr().out
+    left = {path.name for path in finished.path.iterdir()} - {"claim"}
+    assert left == {"config.json", "machine.json", "run.json", "evaluations.jsonl"}
+    assert interrupted.checkpoint.exists()
+    assert read_json(finished.run)["status"] == "finished"
+
+
+def test_clean_removes_orphans_only_when_asked_and_never_one_with_a_result_or_in_hand(
+    folder: SweepFolder, stand_in: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished, corrupt, queued, interrupted = runs_of(folder)
+    finish(read_run(finished), finished)
+    corrupt.run.write_text("{")
+    interrupted.checkpoint.touch()
+    submitted(folder, queued)
+    stand_in.runs("7")
+    write_sweep(folder.read_spec(), [], folder)
+    assert main(["clean", str(folder.path)]) == 0
+    with claim(interrupted):
+        assert main(["clean", str(folder.path), "--orphans"]) == 0
+    assert interrupted.path.exists()
+    assert main(["clean", str(folder.path), "--orphans"]) == 0
+    assert "Removed 1 files and folders" in capsys.readouterr().out
+    assert [run.path.exists() for run in (finished, corrupt, queued, interrupted)] == [True, True, True, False]
+
+
+def _until(holds: Callable[[], bool], seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
