@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from analysis.statistics.families import EXPONENT_SPREAD, FREE_EXPONENT
 from analysis.statistics.intervals import Estimate
-from analysis.statistics.least_squares import Solution
+from analysis.statistics.least_squares import ROUGH, Solution
 from analysis.statistics.residuals import Concentrated, Scale, scale_of
 from analysis.statistics.two_curves import TwoCurves
 
@@ -148,7 +148,7 @@ def fit_two(curves: TwoCurves, level: float) -> JointFit:
 
 def resampled_ratios(curves: TwoCurves, fit: JointFit, log_tokens: Array) -> tuple[Array, Array, Array]:
     """Return R_0, R_∞ and B_crit' / B_crit of every row of resampled `log_tokens` [r, n], α near 1; deterministic."""
-    parameters = curves.near_one(log_tokens, fit.best[None]).parameters
+    parameters = curves.near_one(log_tokens, fit.best[None], ROUGH).parameters
     t_min, b_crit, other_t_min, other_b_crit, log_exponent = parameters.T
     small, log_batches = np.exp(t_min - other_t_min), other_b_crit - b_crit
     return small, small * np.exp(np.exp(log_exponent) * log_batches), np.exp(log_batches)
@@ -156,7 +156,7 @@ def resampled_ratios(curves: TwoCurves, fit: JointFit, log_tokens: Array) -> tup
 
 def resampled_exponent(curves: TwoCurves, fit: JointFit, log_tokens: Array) -> Array:
     """Return α of every row of resampled `log_tokens` [r, n], within the limits of the search; deterministic."""
-    free = curves.free(log_tokens, fit.best[None])
+    free = curves.free(log_tokens, fit.best[None], ROUGH)
     return np.asarray(np.exp(np.clip(free.parameters[:, 4], *FREE_EXPONENT.bends)))
 
 

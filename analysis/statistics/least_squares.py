@@ -22,6 +22,8 @@ _MAX_STEPS = 1000
 #: Converged: the rest of the way lowers the misfit by less than this share (its root is the relative offset of Bates
 #: and Watts, 1981: the distance to the minimum over the standard error), or by less than rounding of the observations.
 TOLERANCE = 1e-16
+#: The same for percentiles of resamples, which need no more digits.
+ROUGH = 1e-6
 _ROUNDING = 16 * np.finfo(float).eps ** 2
 #: Beyond this damping no step helps any more: a minimum if no column of the Jacobian points along the residuals.
 _MAX_DAMPING = 1e16

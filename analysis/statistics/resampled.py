@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from analysis.statistics.families import KINK, Array, Family
-from analysis.statistics.least_squares import NUM_TRIES, TOLERANCE, least_squares
+from analysis.statistics.least_squares import NUM_TRIES, ROUGH, TOLERANCE, least_squares
 from analysis.statistics.noise import Errors
 from analysis.statistics.residuals import ROBUST_SCALE, Observed
 
@@ -14,9 +14,6 @@ from analysis.statistics.residuals import ROBUST_SCALE, Observed
 _KNEES = 9
 _BEYOND = 2.0
 _BENDS = 5
-
-#: Percentiles of a bootstrap need no more digits than this share of the misfit leaves.
-_TOLERANCE = 1e-6
 
 
 def fit_resamples(
@@ -40,7 +37,7 @@ def fit_resamples(
     limits = family.limits(log_batch)
     shapes = _places(family, log_batch, limits) if near is None or family is KINK else _around(near, limits)
     tries = NUM_TRIES if family is KINK else 1  # a kink has a minimum between each two batches
-    found = descend(family, observed, shapes, prior, tries, _TOLERANCE)
+    found = descend(family, observed, shapes, prior, tries, ROUGH)
     return np.column_stack([found[:, 0], np.clip(found[:, 1:], limits[:, 0], limits[:, 1])])
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.statistics.families import EXPONENT_SPREAD, FREE_EXPONENT
-from analysis.statistics.least_squares import Solution, least_squares
+from analysis.statistics.least_squares import TOLERANCE, Solution, least_squares
 from analysis.statistics.residuals import Observed
 
 Array = NDArray[np.float64]
@@ -30,13 +30,13 @@ class TwoCurves:
         """Fit every row of `log_tokens` [r, n] with α held at `log_exponents` [r]."""
         return self._solve(log_tokens, log_exponents, starts, _STIFF)
 
-    def free(self, log_tokens: Array, starts: Array) -> Solution:
+    def free(self, log_tokens: Array, starts: Array, tolerance: float = TOLERANCE) -> Solution:
         """Fit every row of `log_tokens` [r, n] with α free."""
-        return self._solve(log_tokens, np.zeros(len(log_tokens)), starts, 0.0)
+        return self._solve(log_tokens, np.zeros(len(log_tokens)), starts, 0.0, tolerance)
 
-    def near_one(self, log_tokens: Array, starts: Array) -> Solution:
+    def near_one(self, log_tokens: Array, starts: Array, tolerance: float = TOLERANCE) -> Solution:
         """Fit every row of `log_tokens` [r, n] with log α observed to be 0 ± EXPONENT_SPREAD."""
-        return self._solve(log_tokens, np.zeros(len(log_tokens)), starts, 1 / EXPONENT_SPREAD)
+        return self._solve(log_tokens, np.zeros(len(log_tokens)), starts, 1 / EXPONENT_SPREAD, tolerance)
 
     def fitted(self, parameters: Array) -> Array:
         """Return log T [r, n] of the curves."""
@@ -59,12 +59,14 @@ class TwoCurves:
         knees = np.quantile(log_batch, [0.0, 0.5, 1.0])
         return [(float(np.mean(log_tokens - np.logaddexp(0.0, log_batch - knee))), float(knee)) for knee in knees]
 
-    def _solve(self, log_tokens: Array, log_exponents: Array, starts: Array, stiffness: float) -> Solution:
+    def _solve(
+        self, log_tokens: Array, log_exponents: Array, starts: Array, stiffness: float, tolerance: float = TOLERANCE
+    ) -> Solution:
         num = len(self.observed.log_batch)
         whitening = np.zeros((num + 1, num + 1))
         whitening[:num, :num], whitening[num, num] = self.observed.root, stiffness
         observations = np.column_stack([log_tokens, log_exponents])
-        found = least_squares(self._model, self._jacobian, observations, starts, whitening)
+        found = least_squares(self._model, self._jacobian, observations, starts, whitening, tolerance=tolerance)
         parameters = found.parameters.copy()
         parameters[:, [1, 3]] = np.clip(parameters[:, [1, 3]], *self.limits)
         return replace(found, parameters=parameters)
