@@ -203,10 +203,10 @@ def _listed(
 
 
 def _remarks(sweep: "SweepStatus") -> list[str]:
-    from sweeps.status import failures, stopped
+    from sweeps.status import failures, jobs_in_words, stopped
 
     asked = [f"Slurm did not answer: {sweep.problem}"] if sweep.problem else []
-    return [*asked, *failures(sweep.runs, sweep.folder), *stopped(sweep.runs)]
+    return [*asked, *jobs_in_words(sweep.runs), *failures(sweep.runs, sweep.folder), *stopped(sweep.runs)]
 
 
 def _named(name: str, runs: "tuple[RunStatus, ...]", folder: "SweepFolder") -> "RunStatus":

@@ -109,7 +109,9 @@ def _status(run: RunFolder, planned: PlannedRun, now: State, latest: dict[str, A
 def _as_queued(status: RunStatus, queued: QueuedRun, run: RunFolder) -> RunStatus:
     """Add what Slurm says of a run without a result, unless its files know better."""
     now = queued_state(status.state, queued, _read(run.failure).get("failed_at"))
-    if status.state in (State.RUNNING, State.STALE) or (now == status.state == State.FAILED):
+    if status.state == State.RUNNING:
+        return replace(status, node=status.node or queued.node, job=status.job or queued.task_id)
+    if status.state in RESULTS | {State.STALE} or (now == status.state == State.FAILED):
         return status
     kind = FailureKind.OUT_OF_MEMORY if now == State.FAILED else None
     return replace(

@@ -10,7 +10,7 @@ from harness.failures import FailureKind
 from sweeps.printing import counted, narrow_table
 from sweeps.run_status import RunStatus, read_run_status
 from sweeps.states import read_queue
-from sweeps.store import RESULTS, State, SweepFolder
+from sweeps.store import State, SweepFolder
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -55,7 +55,7 @@ class SweepStatus:
 
 
 def read_status(folder: SweepFolder) -> SweepStatus:
-    """Read a sweep's folder, and ask Slurm where it has something of it.
+    """Ask Slurm where it has something of the sweep, then read its folder: what has ended by then has left its files.
 
     Raises: ValueError when no sweep is there.
     """
@@ -107,9 +107,8 @@ def cells_table(status: SweepStatus) -> "RenderableType":
 
 
 def runs_table(runs: Iterable[RunStatus]) -> "RenderableType":
-    """Return a row for each run, at most 80 columns wide; with its node and reason, where there are any, wider."""
-    runs, table = list(runs), narrow_table()
-    is_told = any(run.node or _trouble(run) for run in runs)
+    """Return a row for each run, at most 80 columns wide."""
+    table = narrow_table()
     table.add_column("optimizer", no_wrap=True)
     for heading in ("batch\ntokens", "rate", "seed"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -117,10 +116,7 @@ def runs_table(runs: Iterable[RunStatus]) -> "RenderableType":
     table.add_column("tokens", justify="right")
     for heading in ("loss\n(nats)", "tokens/s", "time left\n(at most)"):
         table.add_column(heading, justify="right", no_wrap=True)
-    if is_told:
-        table.add_column("node: reason")
     for run in runs:
-        told = [": ".join(filter(None, (run.node, _trouble(run))))] if is_told else []
         table.add_row(
             run.optimizer,
             f"{run.global_batch_tokens:,}",
@@ -131,9 +127,18 @@ def runs_table(runs: Iterable[RunStatus]) -> "RenderableType":
             "–" if run.loss_nats is None else f"{run.loss_nats:.3f}",
             "–" if run.tokens_per_second is None else f"{run.tokens_per_second:,.0f}",
             "–" if run.seconds_left is None else duration(run.seconds_left),
-            *told,
         )
     return table
+
+
+def jobs_in_words(runs: Iterable[RunStatus]) -> list[str]:
+    """Return a line for each node that has jobs of the sweep, and for each reason why some wait."""
+    live = [run for run in runs if run.job and run.state in (State.RUNNING, State.QUEUED, State.REQUEUED)]
+    groups = Counter((run.state, run.node, run.reason) for run in live)
+    return [
+        f"{counted(number, 'run')} {each}{f' on {node}' if node else ''}{f': {reason}' if reason else ''}"
+        for (each, node, reason), number in groups.items()
+    ]
 
 
 def failures(runs: Iterable[RunStatus], folder: Path) -> list[str]:
@@ -164,11 +169,6 @@ def duration(seconds: float) -> str:
 def _failed_in_words(run: RunStatus) -> str:
     known = run.failure_kind not in (None, FailureKind.OTHER)
     return f"{run.run_id} failed ({run.failure_kind})" if known else f"{run.run_id} failed"
-
-
-def _trouble(run: RunStatus) -> str | None:
-    """Return why a run is not done; why one ended is in its state, and why one failed is said below the table."""
-    return None if run.state in RESULTS | {State.FAILED} else run.reason
 
 
 def _cell_in_words(runs: Sequence[RunStatus]) -> str:

@@ -254,7 +254,8 @@ def _sign(descriptor: int) -> None:
     """Write host and process into a claim: of a worker, the pool's, which would have another one take the run up."""
     pool = parent_process()
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{host_name()} {pool.pid if pool else os.getpid()}".encode(), 0)
+    with suppress(OSError):  # a full disk must not keep anybody from making room
+        os.pwrite(descriptor, f"{host_name()} {pool.pid if pool else os.getpid()}".encode(), 0)
 
 
 def _lock_past_lookers(descriptor: int) -> bool:

@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from harness.origin import host_name
@@ -64,13 +63,19 @@ def stop_processes(folder: SweepFolder, jobs: Iterable[QueuedJob]) -> tuple[set[
     """Send SIGTERM to the processes of this machine that train the sweep; `jobs` are ended by Slurm.
 
     Returns: the processes, and the other hosts on which runs are being trained.
+
+    Raises: ValueError when a process belongs to somebody else.
     """
     of_jobs = {run_id for job in jobs for run_ids in job.tasks for run_id in run_ids}
     holders = {found for run in _runs(folder) if run.path.name not in of_jobs and (found := holder(run))}
     here = {process for host, process in holders if host == host_name()}
     for process in here:
-        with suppress(ProcessLookupError):  # it has just ended
+        try:
             os.kill(process, signal.SIGTERM)
+        except ProcessLookupError:  # it has just ended
+            continue
+        except PermissionError:
+            raise ValueError(f"process {process} trains runs of this sweep for somebody else; ask them") from None
     return here, {host for host, _ in holders if host != host_name()}
 
 

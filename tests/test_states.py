@@ -10,7 +10,7 @@ from sweeps.clusters.queue import QueuedJob, remember
 from sweeps.clusters.slurm import Task
 from sweeps.run_status import RunStatus
 from sweeps.states import QueuedRun, queued_reason, queued_state
-from sweeps.status import as_json, failures, read_status, stopped
+from sweeps.status import as_json, failures, jobs_in_words, read_status, stopped
 from sweeps.store import State, SweepFolder, claim, read_run, record_failure
 from tests.fake_training import finish
 from tests.slurm_stand_in import StandIn
@@ -143,6 +143,16 @@ def test_stopped_says_how_many_runs_wait_for_somebody(folder: SweepFolder, stand
     assert lines[0] == f"1 run timed_out, as {first.path.name}: job 7_0 reached its limit of 30 minutes"
     assert lines[1].startswith("1 run lost")
     assert lines[2].startswith("2 runs cancelled")
+
+
+def test_jobs_in_words_counts_what_waits_by_reason_and_what_runs_by_node(
+    folder: SweepFolder, stand_in: StandIn
+) -> None:
+    running, *_ = submitted(folder)
+    states = ("RUNNING|n1|0|None", "PENDING||0|Priority", "PENDING||0|Priority", "COMPLETED|n1|0|")
+    stand_in.says("squeue", "".join(f"7_{task}|{said}|\n" for task, said in enumerate(states)))
+    with claim(running):
+        assert jobs_in_words(statuses(folder)) == ["1 run running on n1", "2 runs queued: Priority"]
 
 
 def test_failure_shows_its_kind_and_host(folder: SweepFolder) -> None:
