@@ -193,6 +193,7 @@ def test_agreement_of_a_sweep_with_itself_is_complete() -> None:
     assert {"tokens_to_target", "critical_batch_tokens", "token_ratio", "slope"} == set(table["quantity"])
 
 
+@pytest.mark.slow
 def test_agreement_holds_for_another_draw_and_fails_for_another_truth() -> None:
     again = compared(records(replace(LAB, draw=7))).agreement
     assert again["agrees"].mean() > 0.75

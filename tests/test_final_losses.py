@@ -117,6 +117,7 @@ def test_order_of_rows_does_not_matter() -> None:
     assert_frame_equal(final_losses(made, 0.9).cells, final_losses(shuffled, 0.9).cells)
 
 
+@pytest.mark.slow
 def test_final_losses_are_unbiased_and_covered_though_the_rate_was_chosen() -> None:
     flat = Finals({"adamw": Law(curvature=0.02)}, batches=(1024, 4096), budgets=(2**20, 2**21), shared=0.0, noise=0.01)
     errors, inside = [], []

@@ -55,6 +55,7 @@ def test_gaps_of_the_same_seeds_are_paired_and_narrower() -> None:
     assert widths[0] < 0.6 * widths[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [(0, 1), (0, 1, 2)])
 def test_intervals_of_gaps_cover_the_truth_and_p_values_tell_the_same(seeds: tuple[int, ...]) -> None:
     lab = Finals({"adamw": Law(), "muon": Law()}, budgets=(2**20, 2**22), seeds=seeds, noise=0.01)

@@ -152,6 +152,7 @@ def test_joint_fit_at_equal_tokens_lets_the_critical_batch_grow_with_tokens() ->
     assert fit.batch_ratio_at_equal_tokens(1.0).value == pytest.approx(fit.ratio_large_batch.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exponent", [0.8, 1.0])
 def test_joint_fit_covers_the_truth_nine_times_in_ten_also_where_the_exponent_is_not_one(exponent: float) -> None:
     covariance = correlated(0.07**2, 0.5)

@@ -35,6 +35,7 @@ def test_speedup_below_the_baselines_smallest_budget_is_bounded_above() -> None:
     assert row["token_ratio_high"] == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_intervals_of_speedups_cover_the_truth() -> None:
     lab = replace(LAB, shared=0.0, noise=0.01)
     found = pl.concat([table(replace(lab, draw=draw)).head(3) for draw in range(60)])

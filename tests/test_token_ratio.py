@@ -88,6 +88,7 @@ def test_token_ratio_pairs_the_batches_that_share_their_seeds() -> None:
     assert width(table[:1]) > 1.5 * width(table[1:])
 
 
+@pytest.mark.slow
 def test_token_ratio_covers_the_truth_with_two_seeds_and_with_ten() -> None:
     for seeds, draws, least in ((2, 60, 0.85), (10, 15, 0.8)):
         lab = replace(LAB, fresh_seeds=tuple(range(20, 20 + seeds)), batches=(256, 4096))
