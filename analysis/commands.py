@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.arguments import count, number, share
 from analysis.vocabulary import DEFINITIONS, LOSSES, RESIDUALS, TABLE_SUFFIXES
 
 if TYPE_CHECKING:
@@ -56,16 +57,16 @@ def input_options() -> argparse.ArgumentParser:
         help="unit of tokens seen and budgets",
     )
     tables.add_argument("--loss-in", choices=["nats", "bits"], default="nats", help="unit of losses, per token")
-    tables.add_argument("--sequence-length", metavar="N", type=_count, help="tokens of a sequence")
+    tables.add_argument("--sequence-length", metavar="N", type=count, help="tokens of a sequence")
     fits = parser.add_argument_group("estimates")
     fits.add_argument("--baseline", metavar="NAME", help="optimizer compared with (default: the sweep's, or adamw)")
     fits.add_argument(
-        "--target-loss", metavar="L", type=_positive, action="append", default=[], dest="targets",
+        "--target-loss", metavar="L", type=number, action="append", default=[], dest="targets",
         help="nats per token, to be reached; repeatable (default: the sweep's, or chosen from the curves)",
     )  # fmt: skip
-    fits.add_argument("--level", metavar="P", type=_share, default=0.9, help="of the intervals (default: 0.9)")
+    fits.add_argument("--level", metavar="P", type=share, default=0.9, help="of the intervals (default: 0.9)")
     fits.add_argument(
-        "--reference-batch-tokens", metavar="N", type=_count,
+        "--reference-batch-tokens", metavar="N", type=count,
         help="of overhead_20pct (default for a sweep: the smallest batch that all optimizers share)",
     )  # fmt: skip
     fits.add_argument("--residuals", choices=RESIDUALS, default="log", help="what least squares compares")
@@ -78,21 +79,21 @@ def fit(options: argparse.Namespace) -> int:
     from analysis.answers import fit_answer
 
     options.definitions = options.definitions or DEFINITIONS
-    return _answer(options, fit_answer, "fit_lines")
+    return _answer(options, "tokens", fit_answer, "fit_lines")
 
 
 def compare(options: argparse.Namespace) -> int:
     """Print how the optimizers compare at equal token budgets."""
     from analysis.answers import compare_answer
 
-    return _answer(options, compare_answer, "compare_lines")
+    return _answer(options, "budgets", compare_answer, "compare_lines")
 
 
 def frontier(options: argparse.Namespace) -> int:
     """Print time and cost to the targets, over device counts."""
     from analysis.answers import frontier_answer
 
-    return _answer(options, frontier_answer, "frontier_lines")
+    return _answer(options, "time", frontier_answer, "frontier_lines")
 
 
 def schema(options: argparse.Namespace) -> int:
@@ -117,9 +118,9 @@ def is_table(path: str) -> bool:
 
 
 def _answer(
-    options: argparse.Namespace, answer: "Callable[[Estimates, Sequence[str]], BaseModel]", written: str
+    options: argparse.Namespace, question: str, answer: "Callable[[Estimates, Sequence[str]], BaseModel]", written: str
 ) -> int:
-    estimated = _estimates(options)
+    estimated = _estimates(options, question)
     if options.json:
         print(json.dumps(answer(estimated, estimated.records.notes).model_dump(mode="json"), indent=1, allow_nan=False))
         return 0
@@ -146,9 +147,10 @@ def estimate_options(options: argparse.Namespace) -> "EstimateOptions":
     )
 
 
-def _estimates(options: argparse.Namespace) -> "Estimates":
+def _estimates(options: argparse.Namespace, *questions: str) -> "Estimates":
+    """Return the estimates of what was named; of some questions alone where there are any."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: on small matrices threads wait for each other
-    from analysis.estimate import estimate
+    from analysis.estimate import QUESTIONS, estimate
     from analysis.inputs.load import read
     from analysis.inputs.tables import TableOptions
     from analysis.inputs.timings import read_timings
@@ -163,7 +165,8 @@ def _estimates(options: argparse.Namespace) -> "Estimates":
     paths = [_place(Path(path), Path(options.results)) for path in options.paths]
     records = read(paths, tables, options.baseline, tuple(options.targets))
     timings = read_timings(paths[0]) if len(paths) == 1 and not records.outside else None
-    return estimate(records, _with_costs(estimate_options(options), options), timings=timings)
+    chosen = replace(_with_costs(estimate_options(options), options), questions=questions or QUESTIONS)
+    return estimate(records, chosen, timings=timings)
 
 
 def _with_costs(chosen: "EstimateOptions", options: argparse.Namespace) -> "EstimateOptions":
@@ -195,34 +198,11 @@ def _renaming(text: str) -> tuple[str, str]:
 
 def _add_cost_options(verb: argparse.ArgumentParser) -> None:
     costs = verb.add_argument_group("cost model")
-    costs.add_argument("--bandwidth", metavar="X", type=_positive, help="bytes per second between devices")
-    costs.add_argument("--latency", metavar="S", type=_positive, help="seconds for each doubling of the devices")
-    costs.add_argument("--max-devices", metavar="N", type=_count, help="largest device count projected")
+    costs.add_argument("--bandwidth", metavar="X", type=number, help="bytes per second between devices")
+    costs.add_argument("--latency", metavar="S", type=number, help="seconds for each doubling of the devices")
+    costs.add_argument("--max-devices", metavar="N", type=count, help="largest device count projected")
     costs.add_argument(
         "--optimizer-sharing", choices=["replicated", "shared"], help="whether each device does all of its matrix work"
     )
-    costs.add_argument("--budget", metavar="S", type=_positive, action="append", default=[], help="device-seconds")
-    costs.add_argument("--deadline", metavar="S", type=_positive, action="append", default=[], help="seconds")
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a whole number above zero, not {text!r}")
-    return int(text)
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above zero, not {text!r}")
-    return value
-
-
-def _share(text: str) -> float:
-    value = _positive(text)
-    if value >= 1:
-        raise argparse.ArgumentTypeError(f"expected a share between 0 and 1, as 0.9, not {text!r}")
-    return value
+    costs.add_argument("--budget", metavar="S", type=number, action="append", default=[], help="device-seconds")
+    costs.add_argument("--deadline", metavar="S", type=number, action="append", default=[], help="seconds")

@@ -13,6 +13,7 @@ from analysis.quantities.cells import Cells, estimate_cells
 from analysis.quantities.choices import choices
 from analysis.quantities.cost_model import CostOptions
 from analysis.quantities.critical_batch import critical_batches
+from analysis.quantities.curve_fits import FitsBySeries, curve_fits
 from analysis.quantities.dominance import dominance
 from analysis.quantities.equal_budget import equal_budget
 from analysis.quantities.final_losses import FinalLosses, final_losses
@@ -21,6 +22,7 @@ from analysis.quantities.gaps import gaps
 from analysis.quantities.iso_loss import iso_loss
 from analysis.quantities.laws import laws
 from analysis.quantities.loss_laws import loss_laws
+from analysis.quantities.pairs import Pair, pairs
 from analysis.quantities.rate_rules import rate_rules
 from analysis.quantities.ratio_decomposition import ratio_decomposition
 from analysis.quantities.speedup import speedups
@@ -31,6 +33,9 @@ from analysis.schemas import AGREEMENT, TABLES, table
 
 Tables = dict[str, pl.DataFrame]
 
+#: What may be asked of records: T(B) and what follows from it, what that takes in time, losses at equal token budgets.
+QUESTIONS = ("tokens", "time", "budgets")
+
 
 @dataclass(frozen=True)
 class EstimateOptions:
@@ -38,7 +43,8 @@ class EstimateOptions:
 
     level: of the intervals. reference_batch_tokens: of `overhead_20pct`. definitions: of the critical batch, None for
     all that T(B) can give. residuals and loss: what least squares compares. costs: what is assumed of other machines.
-    budgets (device-seconds) and deadlines (seconds): limits asked about, beside round ones.
+    budgets (device-seconds) and deadlines (seconds): limits asked about, beside round ones. The tables of other
+    `questions` than those asked stay empty.
     """
 
     level: float = 0.9
@@ -49,6 +55,7 @@ class EstimateOptions:
     costs: CostOptions = field(default_factory=CostOptions)
     budgets: Sequence[float] = ()
     deadlines: Sequence[float] = ()
+    questions: Sequence[str] = QUESTIONS
 
 
 @dataclass(frozen=True)
@@ -123,70 +130,65 @@ def headline_target(estimates: Estimates) -> float | None:
     return hardest
 
 
-def by_model(estimates: Estimates) -> dict[str, Estimates]:
-    """Split the estimates by model: figures and answers never mix two."""
-    return {name: _of_model(estimates, name) for name in sorted(estimates.records.runs["model"].unique())}
-
-
-def _of_model(estimates: Estimates, model: str) -> Estimates:
-    own = pl.col("model") == model
-    runs = estimates.records.runs.filter(own)
-    evaluations = estimates.records.evaluations.join(runs, on="run_id", how="semi", maintain_order="left")
-    frames = {name: getattr(estimates, name).filter(own) for name, columns in TABLES.items() if "model" in columns}
-    records = dataclasses.replace(estimates.records, runs=runs, evaluations=evaluations)
-    return dataclasses.replace(estimates, records=records, **frames)
-
-
 def _tables(records: Records, options: EstimateOptions, timings: pl.DataFrame | None) -> Tables:
     level = options.level
     to_target = targets(records)
     finals = final_losses(records, level)
     fitted, from_laws = loss_laws(finals, records.losses(), level)
     cells = estimate_cells(to_target, level).joined_with(from_laws)
-    of_tokens = _of_tokens(records, cells, options)
-    return (
-        {"targets": to_target, "rates": cells.rates, "cells": cells.cells, "loss_laws": fitted}
-        | of_tokens
-        | _of_time(records, cells, options, timings)
-        | _of_budgets(records, finals, level)
-    )
+    compared = pairs(cells, records.manifest.baseline)
+    tables = {name: table([], columns) for name, columns in TABLES.items() if name != "agreement"}
+    tables |= {"targets": to_target, "rates": cells.rates, "cells": cells.cells, "loss_laws": fitted}
+    if "tokens" in options.questions:
+        tables |= _of_tokens(records, cells, compared, options)
+    if "time" in options.questions:
+        tables |= _of_time(records, cells, compared, options, timings)
+    if "budgets" in options.questions:
+        tables |= _of_budgets(records, finals, level)
+    return tables
 
 
-def _of_tokens(records: Records, cells: Cells, options: EstimateOptions) -> Tables:
-    level, baseline = options.level, records.manifest.baseline
-    batches, curves = _critical_batches(records, cells, options)
-    ratios, trends = token_ratios(cells, baseline, level)
+def _of_tokens(records: Records, cells: Cells, compared: Sequence[Pair], options: EstimateOptions) -> Tables:
+    level = options.level
+    fits = curve_fits(cells, level)
+    batches, curves = _critical_batches(records, cells, fits, options)
+    ratios, trends = token_ratios(compared, level)
+    sizes = records.runs.select("model", "num_params_nonembedding")
     return {
         "critical_batches": batches,
         "fit_curves": curves,
-        "laws": laws(batches, records.runs.select("model", "num_params_nonembedding"), level),
+        "laws": laws(batches, sizes, level, batches=cells.cells["global_batch_tokens"]),
         "token_ratios": ratios,
         "ratio_trends": trends,
-        "ratio_decomposition": ratio_decomposition(cells, baseline, level),
-        "rate_rules": rate_rules(cells, baseline, level),
+        "ratio_decomposition": ratio_decomposition(compared, fits, level),
+        "rate_rules": rate_rules(compared, level),
     }
 
 
-def _critical_batches(records: Records, cells: Cells, options: EstimateOptions) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _critical_batches(
+    records: Records, cells: Cells, fits: FitsBySeries, options: EstimateOptions
+) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Return critical batches and their curves: of T(B), and of the branches of a checkpoint where there are any."""
     branched = branched_batches(records)
-    definitions = options.definitions
+    definitions, compared = options.definitions, (options.residuals, options.loss)
     if definitions is not None and branched.height:
         definitions = [name for name in definitions if name != "branched"]
-    batches, curves = critical_batches(
-        cells, options.level, options.reference_batch_tokens, definitions, options.residuals, options.loss
-    )
+    if compared != ("log", "squares"):
+        fits = curve_fits(cells, options.level, *compared)
+    batches, curves = critical_batches(fits, options.reference_batch_tokens, definitions)
     if options.definitions is None or "branched" in options.definitions:
         batches = pl.concat([batches, branched]).sort(batches.columns, nulls_last=True)
     return batches, curves
 
 
-def _of_time(records: Records, cells: Cells, options: EstimateOptions, timings: pl.DataFrame | None) -> Tables:
+def _of_time(
+    records: Records, cells: Cells, compared: Sequence[Pair], options: EstimateOptions, timings: pl.DataFrame | None
+) -> Tables:
     points, costs = frontier(records, cells, options.level, options.costs, timings)
     return {
         "frontier": points,
         "cost_model": costs,
-        "dominance": dominance(points, cells, records.manifest.baseline, options.level),
+        "dominance": dominance(points, compared, options.level),
         "choices": choices(points, options.budgets, options.deadlines),
     }
 

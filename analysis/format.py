@@ -74,6 +74,11 @@ def listed(words: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
+def first(words: Sequence[str], most: int) -> list[str]:
+    """Keep no more words than `most`; of longer lists the last one counts the rest: `3 more`."""
+    return list(words) if len(words) <= most else [*words[: most - 1], f"{len(words) - most + 1} more"]
+
+
 def number(value: float) -> str:
     """Write three significant digits, in powers of ten only below 0.001 and from 100,000 on."""
     if value == 0:
@@ -167,10 +172,10 @@ _WRITERS: tuple[tuple[str, Callable[[Any], str]], ...] = (
     ("verdict", verdict),
     ("status", verdict),
     ("target_loss_nats", loss),
-    ("_nats", "{:.3f}".format),
+    ("_nats", "{:z.3f}".format),
     ("_lr", "{:.3g}".format),
     ("_ratio", "{:.2f}".format),
-    ("slope", "{:.2f}".format),
+    ("slope", "{:z.2f}".format),
     ("share", "{:.0%}".format),
     ("model_error", "{:+.1%}".format),
     ("p_value", "{:.2g}".format),

@@ -243,6 +243,7 @@ RATE_RULES: Columns = {
 }
 
 _DEVICE = {"device": Column(str, "", "kind of device, never mixed with another; unstated where a table does not say")}
+_POINTS = {"kind": Column(str, "", "measured or projected points")} | _DEVICE
 
 FRONTIER: Columns = {
     **_MODEL,
@@ -272,8 +273,7 @@ DOMINANCE: Columns = {
     **_PAIR,
     **_TARGET,
     **_PROTOCOL,
-    "kind": Column(str, "", "measured or projected points"),
-    **_DEVICE,
+    **_POINTS,
     "cost": Column(str, "", "device_seconds or train_flops"),
     **_interval("share", "", "share of the time axis, in log seconds, where the challenger's frontier costs less"),
     **_interval("cost_ratio", "", "cost of the baseline over the challenger's at the same deadline, geometric mean"),
@@ -286,8 +286,7 @@ CHOICES: Columns = {
     **_MODEL,
     **_TARGET,
     **_PROTOCOL,
-    "kind": Column(str, "", "measured or projected points"),
-    **_DEVICE,
+    **_POINTS,
     "question": Column(str, "", "fastest: within a budget of device-seconds; cheapest: within a deadline in seconds"),
     "limit": Column(float, "s", "the budget or the deadline"),
     **_OPTIMIZER,

@@ -27,7 +27,10 @@ GRAVEST_FIRST = (
 
 
 class Finding(NamedTuple):
-    """One thing that stands against a number, or qualifies it (`ok`), and the words that say so."""
+    """One thing that stands against a number, or qualifies it (`ok`), and the words that say so.
+
+    The words hold no semicolon, which joins the words of several findings: so an explanation can be taken apart again.
+    """
 
     name: str
     words: str

@@ -5,12 +5,34 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.arguments import count, number
+
 if TYPE_CHECKING:
     from harness.config import MachineConfig, RunConfig
     from sweeps.plan import Plan
     from sweeps.spec import SweepSpec
     from sweeps.speed import Speed
     from sweeps.store import SweepFolder
+
+
+__all__ = [
+    "budget_option",
+    "count",
+    "json_option",
+    "measured",
+    "number",
+    "own_folder",
+    "planned",
+    "print_table",
+    "read_sweep",
+    "results_option",
+    "settings_option",
+    "slots_option",
+    "started_folder",
+    "sweep_option",
+    "write_and_say",
+    "written",
+]
 
 
 def sweep_option() -> argparse.ArgumentParser:
@@ -48,30 +70,12 @@ def json_option() -> argparse.ArgumentParser:
     return parser
 
 
-def count(text: str) -> int:
-    """Read a whole number above zero, for `type=`."""
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a whole number above zero, not {text!r}")
-    return int(text)
-
-
 def budget_option() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument(
         "--budget-hours", metavar="H", type=number, help="refuse a sweep that may take more hours of devices than that"
     )
     return parser
-
-
-def number(text: str) -> float:
-    """Read a number above zero, for `type=`."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above zero, as 2e10, not {text!r}")
-    return value
 
 
 def planned(options: argparse.Namespace) -> "tuple[Plan, SweepSpec, list[RunConfig], SweepFolder]":

@@ -166,3 +166,8 @@ def laws() -> Iterable[Mapping[str, Any]]:
 def without(frame: pl.DataFrame, *columns: str) -> pl.DataFrame:
     """Null columns of a table, as an outside one leaves them."""
     return frame.with_columns(pl.lit(None, dtype=frame.schema[name]).alias(name) for name in columns)
+
+
+def with_columns(frame: pl.DataFrame, **values: Any) -> pl.DataFrame:
+    """Put one value into every row of some columns, each of the type that it has."""
+    return frame.with_columns(**{name: pl.lit(value, dtype=frame.schema[name]) for name, value in values.items()})

@@ -157,10 +157,10 @@ def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], words: list[s
     assert error.count("\n") == 1
 
 
-def test_fit_of_a_small_table_imports_neither_torch_nor_what_draws() -> None:
+def test_fit_of_a_small_table_imports_neither_torch_nor_what_draws_nor_what_is_slow() -> None:
+    heavy = {"torch", "lightning", "seaborn", "matplotlib", "pandas", "rich"}
+    heavy |= {"scipy.optimize", "scipy.linalg", "scipy.stats"}
     code = f"import sys; from sweeps.cli import main; main({['fit', str(PUBLISHED), *IN_SEQUENCES, '--json']!r}); "
-    code += (
-        "print({'torch', 'lightning', 'seaborn', 'matplotlib', 'pandas', 'rich'} & set(sys.modules), file=sys.stderr)"
-    )
+    code += f"print({heavy} & set(sys.modules), file=sys.stderr)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stderr.strip().splitlines()[-1] == "set()"

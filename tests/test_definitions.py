@@ -9,13 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.quantities.cells import Cells, estimate_cells
-from analysis.quantities.critical_batch import OF_TOKENS, critical_batches
+from analysis.quantities.critical_batch import critical_batches
+from analysis.quantities.curve_fits import curve_fits
 from analysis.schemas import TARGETS, table
+from analysis.vocabulary import DEFINITIONS_OF_TOKENS
 from tests.synthetic import Laboratory, Planted, targets_table
 
 
 def of(cells: Cells, definition: str, reference: int | None = None, **options: str) -> dict[str, Any]:
-    rows = critical_batches(cells, 0.9, reference, [definition], **options)[0]
+    rows = critical_batches(curve_fits(cells, 0.9, **options), reference, [definition])[0]
     assert rows.height == 1
     return rows.row(0, named=True)
 
@@ -67,7 +69,7 @@ def test_emin_over_smin_takes_another_exponent_only_where_replicates_refute_one(
     assert refuted["exponent"] == pytest.approx(1.6, rel=0.1)
     assert refuted["critical_batch_tokens"] == pytest.approx(4096, rel=0.05)
     assert refuted["verdict"] == "ok"
-    assert "the replicates refute α = 1" in refuted["explanation"]
+    assert "the replicates speak against α = 1" in refuted["explanation"]
     without_replicates = of(given_tokens(bent(1.6)), "emin_over_smin")
     assert without_replicates["exponent"] == 1.0
     assert (without_replicates["exponent_low"], without_replicates["exponent_high"]) == (None, None)
@@ -163,9 +165,10 @@ def test_scaling_all_tokens_scales_every_critical_batch(power: int, draw: int, s
     small = given_tokens(tokens, seeds, 0.03, draw)
     large = given_tokens({int(b * factor): t * factor for b, t in tokens.items()}, seeds, 0.03, draw)
     before, after = (
-        critical_batches(cells, 0.9, reference)[0] for cells, reference in ((small, 256), (large, 256 * factor))
+        critical_batches(curve_fits(cells, 0.9), reference)[0]
+        for cells, reference in ((small, 256), (large, 256 * factor))
     )
-    assert before["definition"].to_list() == after["definition"].to_list() == sorted(OF_TOKENS)
+    assert before["definition"].to_list() == after["definition"].to_list() == sorted(DEFINITIONS_OF_TOKENS)
     assert before["verdict"].to_list() == after["verdict"].to_list()
     for name in ("critical_batch_tokens", "critical_batch_tokens_low", "critical_batch_tokens_high", "t_min_tokens"):
         for one, other in zip(before[name], after[name], strict=True):

@@ -8,6 +8,7 @@ import pytest
 from analysis.quantities.cells import Cells, estimate_cells
 from analysis.quantities.dominance import dominance
 from analysis.quantities.frontier import frontier
+from analysis.quantities.pairs import pairs
 from analysis.schemas import DOMINANCE
 from tests.synthetic import Laboratory, Planted, records, targets_table
 
@@ -18,7 +19,7 @@ TWICE = {"adamw": Planted(200_000.0, 2_000.0), "muon": Planted(100_000.0, 2_000.
 def table(lab: Laboratory, cells: Cells | None = None) -> pl.DataFrame:
     cells = cells or estimate_cells(targets_table(lab), 0.9)
     made, _ = frontier(records(lab), cells, 0.9)
-    return dominance(made, cells, "adamw", 0.9)
+    return dominance(made, pairs(cells, "adamw"), 0.9)
 
 
 def test_dominance_of_half_the_tokens_is_at_least_a_factor_of_two_everywhere() -> None:
@@ -67,7 +68,7 @@ def test_dominance_intervals_cover_the_planted_ratio() -> None:
     for draw in range(num):
         lab = replace(LAB, noise=0.1, draw=draw)
         cells = estimate_cells(targets_table(lab), 0.9)
-        rows = dominance(frontier(made, cells, 0.9)[0], cells, "adamw", 0.9).filter(kind="projected")
+        rows = dominance(frontier(made, cells, 0.9)[0], pairs(cells, "adamw"), 0.9).filter(kind="projected")
         for row in rows.iter_rows(named=True):
             covered[row["cost"]] += row["cost_ratio_low"] <= truth[row["cost"]] <= row["cost_ratio_high"]
     assert all(0.84 <= hits / num <= 0.97 for hits in covered.values()), covered

@@ -50,7 +50,7 @@ def test_fit_recovers_an_exact_curve(b_crit: float) -> None:
         (fit.critical_batch_tokens, b_crit),
         (fit.t_min_tokens, 1e5),
         (fit.s_min_steps, 1e5 / b_crit),
-        (fit.tokens_at(3000), 1e5 * (1 + 3000 / b_crit)),
+        (fit.tokens_at(np.array([3000]))[0], 1e5 * (1 + 3000 / b_crit)),
     ):
         assert estimate.value == pytest.approx(truth, rel=1e-4)
         assert estimate.low is not None
@@ -114,7 +114,7 @@ def test_fit_takes_the_variance_from_residuals_from_k_plus_three_points_on_the_v
     few = fit_saturating(batches[:5], planted(batches, 1e5, 2e3)[:5] + wiggle[:5], 0.9)
     assert few.critical_batch_tokens.value is not None
     assert few.critical_batch_tokens.low is None
-    assert few.tokens_at(1000).low is None
+    assert few.tokens_at(np.array([1000]))[0].low is None
 
 
 def test_fit_widens_intervals_when_the_curve_misfits() -> None:

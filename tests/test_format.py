@@ -28,6 +28,15 @@ def test_listed_joins_words_as_people_do(words, text):
     assert fmt.listed(words) == text
 
 
+def test_first_counts_the_words_that_it_leaves_out():
+    assert fmt.first(["a", "b", "c"], 3) == ["a", "b", "c"]
+    assert fmt.first(["a", "b", "c", "d"], 3) == ["a", "b", "2 more"]
+
+
+def test_a_small_number_below_zero_is_no_zero_with_a_sign():
+    assert [fmt.column_writer("slope")(value) for value in (-0.001, -0.01)] == ["0.00", "-0.01"]
+
+
 def test_verdicts_of_the_analysis_are_written_without_identifiers():
     assert fmt.verdict("edge_of_grid") == "best learning rate at the edge of those tried"
     assert fmt.optimizer_name("muon, momentum=0.95") == "Muon, momentum=0.95"

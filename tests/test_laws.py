@@ -8,6 +8,7 @@ import pytest
 
 from analysis.quantities.cells import estimate_cells
 from analysis.quantities.critical_batch import critical_batches
+from analysis.quantities.curve_fits import curve_fits
 from analysis.quantities.laws import laws
 from analysis.schemas import CRITICAL_BATCHES, TARGETS, polars_schema, table
 from analysis.statistics.power_law import fit_power_law
@@ -33,7 +34,7 @@ def published() -> pl.DataFrame:
             row = {"run_id": f"{millions}M-{batch}", "model": f"{millions}M", "global_batch_tokens": batch}
             row |= {"target_loss_nats": loss, "tokens_to_target": float(own * batch), "steps_to_target": float(own)}
             rows.append(template | row | {"warmup_tokens": 0, "tokens_seen": own * batch})
-    batches = critical_batches(estimate_cells(table(rows, TARGETS), 0.9), 0.9, 256 * SEQUENCE)[0]
+    batches = critical_batches(curve_fits(estimate_cells(table(rows, TARGETS), 0.9), 0.9), 256 * SEQUENCE)[0]
     return laws(batches, MODELS, 0.9)
 
 
@@ -100,6 +101,26 @@ def test_variables_that_go_together_are_not_told_apart() -> None:
     rows = law(laws(critical(points), SIZED, 0.9), "emin_over_smin", "tokens_to_target, num_params_nonembedding")
     assert {row["verdict"] for row in rows} == {"not_identified"}
     assert all(row["exponent"] is None and row["prefactor"] is None for row in rows)
+
+
+def at_losses(*batches: float) -> pl.DataFrame:
+    """Return critical batches of one model at as many losses."""
+    return critical([("a", 2.0 + place / 10, 1e8 / 2**place, batch) for place, batch in enumerate(batches)])
+
+
+def test_critical_batches_that_are_all_the_same_have_no_exponent() -> None:
+    rows = laws(at_losses(256.0, 256.0, 256.0), SIZED, 0.9).rows(named=True)
+    assert [(row["exponent"], row["prefactor"], row["verdict"]) for row in rows] == [(None, None, "not_identified")] * 2
+    assert {row["reasons"] for row in rows} == {"not_identified"}
+
+
+def test_one_step_of_the_batches_that_were_run_is_no_law_of_the_best_of_them() -> None:
+    grid, points = (256, 512, 1024), at_losses(512.0, 256.0, 256.0)
+    on_grid = points.with_columns(definition=pl.lit("token_optimal"))
+    assert set(laws(on_grid, SIZED, 0.9, grid)["verdict"]) == {"not_identified"}
+    assert laws(points, SIZED, 0.9, grid)["exponent"].is_not_null().all()
+    further = at_losses(1024.0, 512.0, 256.0).with_columns(definition=pl.lit("token_optimal"))
+    assert laws(further, SIZED, 0.9, grid)["exponent"].is_not_null().all()
 
 
 def test_losses_of_the_same_runs_give_an_exponent_without_an_interval() -> None:

@@ -10,6 +10,7 @@ from analysis.estimate import estimate
 from analysis.page.budget_figures import equal_budget, gaps
 from analysis.page.coverage_figure import coverage
 from analysis.page.laws_figure import laws
+from analysis.page.tokens_figures import steps_to_target, tokens_to_target
 from tests.report_tables import BUDGETS, complete, without
 from tests.synthetic import Laboratory, plan, records
 
@@ -55,6 +56,20 @@ def test_coverage_of_a_table_without_targets_counts_runs(whole):
     figure = coverage(finals)
     assert texts(figure) == ["7 runs\n3 seeds"] * 8
     assert legend(figure) == {"all finished"}
+
+
+def test_coverage_of_targets_that_a_law_gives_counts_runs(whole):
+    figure = coverage(replace(whole, targets=whole.targets.clear()))
+    assert figure.axes[0].get_title(loc="left") == "Runs"
+    assert legend(figure) == {"all finished"}
+
+
+def test_figures_of_tokens_that_are_refused_say_why_in_words(whole):
+    words = {"verdict": pl.lit("refused"), "explanation": pl.lit("one token budget, 512K, identifies none")}
+    refused = replace(whole, cells=whole.cells.with_columns(**words, tokens_to_target=pl.lit(None, pl.Float64)))
+    assert tokens_to_target(refused) == steps_to_target(refused) == "One token budget, 512K, identifies none."
+    short = whole.cells.with_columns(tokens_to_target=pl.lit(None, pl.Float64), verdict=pl.lit("not_reached"))
+    assert not isinstance(tokens_to_target(replace(whole, cells=short)), str)
 
 
 def test_gaps_have_a_line_at_equal_loss_and_a_panel_for_each_budget(whole):

@@ -140,12 +140,15 @@ def test_tokens_figure_draws_the_tables_numbers(pair):
     assert any(list(line.get_ydata()) == fits["tokens_to_target"].to_list() for line in ax.lines)
 
 
-def test_critical_batch_stands_at_twice_the_least_tokens(pair):
-    ax = FIGURES["tokens_to_target"](pair).axes[-1]
-    critical = pair.critical_batches.filter(pl.col("target_loss_nats") == 2.0, pl.col("definition") == "emin_over_smin")
+@pytest.mark.parametrize("quantity", ["tokens_to_target", "steps_to_target"])
+def test_critical_batch_stands_where_twice_the_least_tokens_are_spent_at_any_exponent(pair, quantity):
+    bent = pair.critical_batches.with_columns(s_min_steps=pl.lit(None, pl.Float64))
+    ax = FIGURES[quantity](replace(pair, critical_batches=bent)).axes[-1]
+    critical = bent.filter(pl.col("target_loss_nats") == 2.0, pl.col("definition") == "emin_over_smin")
     stars = sorted((star.get_xdata()[0], star.get_ydata()[0]) for star in marks(ax, "*"))
-    expected = sorted(zip(critical["critical_batch_tokens"], 2 * critical["t_min_tokens"], strict=True))
-    assert stars == [pytest.approx(point) for point in expected]
+    sizes, least = critical["critical_batch_tokens"], critical["t_min_tokens"]
+    heights = 2 * least if quantity == "tokens_to_target" else 2 * least / sizes
+    assert stars == [pytest.approx(point) for point in sorted(zip(sizes, heights, strict=True))]
 
 
 def test_a_caveat_is_drawn_hollow(pair):

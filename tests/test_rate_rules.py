@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from analysis.quantities.cells import estimate_cells
+from analysis.quantities.pairs import pairs
 from analysis.quantities.rate_rules import rate_rules
 from tests.synthetic import Laboratory, Planted, targets_table
 
@@ -24,7 +25,7 @@ LAB = Laboratory(
 
 
 def rules(lab: Laboratory, baseline: str = "adamw") -> pl.DataFrame:
-    return rate_rules(estimate_cells(targets_table(lab), 0.9), baseline, 0.9)
+    return rate_rules(pairs(estimate_cells(targets_table(lab), 0.9), baseline), 0.9)
 
 
 def ratios(table: pl.DataFrame, rule: str) -> list[Any]:

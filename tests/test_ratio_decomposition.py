@@ -8,6 +8,8 @@ import polars as pl
 import pytest
 
 from analysis.quantities.cells import estimate_cells
+from analysis.quantities.curve_fits import curve_fits
+from analysis.quantities.pairs import pairs
 from analysis.quantities.ratio_decomposition import difference, ratio_decomposition
 from analysis.statistics.intervals import Estimate
 from tests.synthetic import Laboratory, Planted, targets_table
@@ -17,8 +19,13 @@ LAB = Laboratory(targets=(2.0,), warmup_tokens=0, grid_seeds=(0, 1, 4), fresh_se
 TRUTH = {"ratio_small_batch": 1.5, "ratio_large_batch": 2.25, "critical_batch_ratio": 1.5, "exponent": 1.0}
 
 
+def decomposed(targets: pl.DataFrame, baseline: str = "adamw") -> pl.DataFrame:
+    cells = estimate_cells(targets, 0.9)
+    return ratio_decomposition(pairs(cells, baseline), curve_fits(cells, 0.9), 0.9)
+
+
 def decomposition(lab: Laboratory, baseline: str = "adamw") -> dict[str, dict[str, Any]]:
-    rows = ratio_decomposition(estimate_cells(targets_table(lab), 0.9), baseline, 0.9)
+    rows = decomposed(targets_table(lab), baseline)
     return {row["quantity"]: row for row in rows.iter_rows(named=True)}
 
 
@@ -49,7 +56,7 @@ def test_critical_batch_ratio_at_equal_tokens_is_read_between_targets() -> None:
     lab = replace(LAB, noise=0.02)
     harder = {n: replace(o, t_min=2 * o.t_min, b_crit=2**0.5 * o.b_crit) for n, o in lab.optimizers.items()}
     runs = [targets_table(lab), targets_table(replace(lab, optimizers=harder)).with_columns(target_loss_nats=1.9)]
-    table = ratio_decomposition(estimate_cells(pl.concat(runs), 0.9), "adamw", 0.9)
+    table = decomposed(pl.concat(runs))
     rows = table.filter(quantity="critical_batch_ratio_equal_tokens").sort("target_loss_nats", descending=True)
     easy, hard = rows.iter_rows(named=True)
     assert easy["value"] == pytest.approx(1.5 * 1.5**0.5, rel=0.05)
@@ -64,7 +71,7 @@ def test_ratio_decomposition_of_shared_seeds_is_narrower() -> None:
         data_seed=pl.when(pl.col("optimizer") == "muon").then(pl.col("data_seed") + 10).otherwise("data_seed")
     )
     paired = decomposition(lab)["ratio_small_batch"]
-    unpaired = ratio_decomposition(estimate_cells(other_seeds, 0.9), "adamw", 0.9)
+    unpaired = decomposed(other_seeds)
     row = unpaired.row(by_predicate=pl.col("quantity") == "ratio_small_batch", named=True)
     assert np.log(paired["value_high"] / paired["value_low"]) < 0.7 * np.log(row["value_high"] / row["value_low"])
 

@@ -44,7 +44,7 @@ def test_an_assumed_spread_pulls_each_resample_as_it_pulls_one_alone() -> None:
     pulled, free = (fit_resamples(family, EIGHT, log_t, prior=1e-2) for family in (NEARLY_SATURATING, FREE_EXPONENT))
     for row, found in zip(log_t, pulled, strict=True):
         search = Search(NEARLY_SATURATING, Observed(np.log(EIGHT), row, None, "log", "squares"), prior=1e-2)
-        np.testing.assert_allclose(found[1:], search.best(), atol=1e-5)
+        np.testing.assert_allclose(found[1:], search.best(), atol=1e-6)
     assert np.all(np.abs(pulled[:, 2]) < np.abs(free[:, 2]))
 
 

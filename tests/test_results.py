@@ -2,9 +2,15 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
 
+from analysis.estimate import estimate
+from analysis.inputs.load import read
+from analysis.page.report import frames
 from analysis.schemas import RUNS, TABLES, data_dictionary
 
 ROOT = Path(__file__).parent.parent
@@ -19,16 +25,43 @@ def test_data_dictionary_lists_every_column_as_the_code_has_it() -> None:
     assert all(column.meaning for column in columns)
 
 
+def test_reference_tables_are_what_the_code_makes_of_its_records() -> None:
+    """To refresh them all: `critbatch report results/reference/quickstart`."""
+    made = frames(estimate(read([REFERENCE])))
+    for path in sorted((REFERENCE / "tables").glob("*.csv")):
+        if path.stem != "agreement":
+            committed = pl.read_csv(path, schema=made[path.stem].schema)
+            assert_frame_equal(committed, made[path.stem], rel_tol=1e-4, abs_tol=1e-9)
+
+
 def test_readme_quotes_the_reference() -> None:
     tables = {name: pl.read_csv(REFERENCE / "tables" / f"{name}.csv") for name in ("cells", "token_ratios")}
     trend = pl.read_csv(REFERENCE / "tables" / "ratio_trends.csv").row(by_predicate=HARDEST, named=True)
     for row in quoted_rows(tables["cells"], tables["token_ratios"]):
         assert row in README
     assert f"a slope of {interval(trend, 'slope', '{:.2f}')} in" in README
-    for batches in pl.read_csv(REFERENCE / "tables" / "critical_batches.csv").filter(HARDEST).iter_rows(named=True):
-        if batches["definition"] == "emin_over_smin":
-            in_thousands = {name: value / 1e3 for name, value in batches.items() if name.startswith("critical")}
-            assert interval(in_thousands, "critical_batch_tokens", "{:.2f}K") in README
+    for batches in at_hardest("critical_batches", definition="emin_over_smin"):
+        in_thousands = {name: value / 1e3 for name, value in batches.items() if name.startswith("critical")}
+        assert interval(in_thousands, "critical_batch_tokens", "{:.2f}K") in README
+        if batches["optimizer"] == "adamw":
+            assert f"an exponent of {batches['exponent']:.2f} is fitted" in README
+
+
+@pytest.mark.parametrize("quantity", ["ratio_small_batch", "ratio_large_batch", "critical_batch_ratio"])
+def test_readme_quotes_the_decomposition(quantity: str) -> None:
+    (row,) = at_hardest("ratio_decomposition", quantity=quantity)
+    assert interval(row, "value", "{:.2f}") in README
+
+
+def test_readme_quotes_who_dominates() -> None:
+    (row,) = at_hardest("dominance", kind="projected", cost="device_seconds")
+    assert row["share"] == 1
+    assert f"{interval(row, 'cost_ratio', '{:.2f}')} times on" in README
+
+
+def at_hardest(name: str, **values: str) -> list[dict[str, Any]]:
+    table = pl.read_csv(REFERENCE / "tables" / f"{name}.csv")
+    return table.filter(HARDEST, **values).rows(named=True)
 
 
 def quoted_rows(cells: pl.DataFrame, ratios: pl.DataFrame) -> Iterator[str]:

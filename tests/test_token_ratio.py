@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from analysis.quantities.cells import estimate_cells
+from analysis.quantities.pairs import pairs
 from analysis.quantities.targets import targets
 from analysis.quantities.token_ratio import token_ratios
 from tests.synthetic import Laboratory, Planted, Run, plan, records, targets_table
@@ -17,11 +18,11 @@ ENDS = ("token_ratio", "token_ratio_low", "token_ratio_high")
 
 
 def ratios(lab: Laboratory, baseline: str = "adamw") -> tuple[pl.DataFrame, pl.DataFrame]:
-    return token_ratios(estimate_cells(targets_table(lab), 0.9), baseline, 0.9)
+    return token_ratios(pairs(estimate_cells(targets_table(lab), 0.9), baseline), 0.9)
 
 
 def ratios_of(runs: list[Run], lab: Laboratory = LAB) -> pl.DataFrame:
-    return token_ratios(estimate_cells(targets(records(lab, runs)), 0.9), "adamw", 0.9)[0]
+    return token_ratios(pairs(estimate_cells(targets(records(lab, runs)), 0.9), "adamw"), 0.9)[0]
 
 
 def at(table: pl.DataFrame, batch: int) -> dict[str, Any]:
@@ -55,7 +56,7 @@ def test_token_ratio_of_scaled_tokens_is_the_same_and_tokens_saved_scale() -> No
     runs = targets_table(LAB)
     scaled = runs.with_columns(pl.col("global_batch_tokens", "tokens_to_target") * 7)
     (table, trend), (other, other_trend) = (
-        token_ratios(estimate_cells(own, 0.9), "adamw", 0.9) for own in (runs, scaled)
+        token_ratios(pairs(estimate_cells(own, 0.9), "adamw"), 0.9) for own in (runs, scaled)
     )
     for name in ENDS:
         assert other[name].to_list() == pytest.approx(table[name].to_list())
@@ -70,7 +71,7 @@ def test_token_ratio_of_shared_seeds_is_paired_and_narrower() -> None:
     other_seeds = targets_table(lab).with_columns(
         data_seed=pl.when(pl.col("optimizer") == "muon").then(pl.col("data_seed") + 10).otherwise("data_seed")
     )
-    unpaired, _ = token_ratios(estimate_cells(other_seeds, 0.9), "adamw", 0.9)
+    unpaired, _ = token_ratios(pairs(estimate_cells(other_seeds, 0.9), "adamw"), 0.9)
     assert set(paired["num_pairs"]) == {2}
     assert set(unpaired["num_pairs"]) == {0}
     assert width(paired) < 0.6 * width(unpaired)
@@ -83,7 +84,7 @@ def test_token_ratio_pairs_the_batches_that_share_their_seeds() -> None:
     runs = targets_table(lab).with_columns(
         data_seed=pl.when(elsewhere).then(pl.col("data_seed") + 10).otherwise("data_seed")
     )
-    table, _ = token_ratios(estimate_cells(runs, 0.9), "adamw", 0.9)
+    table, _ = token_ratios(pairs(estimate_cells(runs, 0.9), "adamw"), 0.9)
     assert table["num_pairs"].to_list() == [0, 2, 2, 2]
     assert width(table[:1]) > 1.5 * width(table[1:])
 
@@ -101,7 +102,7 @@ def test_token_ratio_covers_the_truth_with_two_seeds_and_with_ten() -> None:
 
 def test_tokens_saved_are_the_difference_and_exclude_zero_with_the_ratio() -> None:
     cells = estimate_cells(targets_table(LAB), 0.9)
-    table, _ = token_ratios(cells, "adamw", 0.9)
+    table, _ = token_ratios(pairs(cells, "adamw"), 0.9)
     tokens = {
         (row["optimizer"], row["global_batch_tokens"]): row["tokens_to_target"]
         for row in cells.cells.iter_rows(named=True)
@@ -174,7 +175,7 @@ def test_token_ratio_has_one_series_for_each_challenger() -> None:
 
 def test_token_ratio_without_the_baseline_has_no_rows() -> None:
     cells = estimate_cells(targets_table(LAB).filter(pl.col("optimizer") == "muon"), 0.9)
-    table, trends = token_ratios(cells, "adamw", 0.9)
+    table, trends = token_ratios(pairs(cells, "adamw"), 0.9)
     assert (table.height, trends.height) == (0, 0)
 
 

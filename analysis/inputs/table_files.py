@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from analysis.vocabulary import TABLE_SUFFIXES
 from harness.user_files import one_line, reading
 
 #: The row of the file, as a spreadsheet or an editor counts: a header is row 1, and the first line of JSONL is.
@@ -20,10 +21,10 @@ def read_file(path: Path) -> pl.DataFrame:
     Raises: ValueError naming the file, and the row where there is one, for what is no table of the kind that its name
     says, for an empty file, for one without rows and for two columns of one name.
     """
-    readers = {".csv": _read_csv, ".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".parquet": _read_parquet}
+    readers = dict(zip(TABLE_SUFFIXES, (_read_csv, _read_jsonl, _read_jsonl, _read_parquet), strict=True))
     read = readers.get(path.suffix.lower())
     if read is None:
-        raise ValueError(f"{path}: expected a table whose name ends in {', '.join(readers)}")
+        raise ValueError(f"{path}: expected a table whose name ends in {', '.join(TABLE_SUFFIXES)}")
     with reading(path):
         if path.stat().st_size == 0:
             raise ValueError(f"{path}: the file is empty")

@@ -60,7 +60,8 @@ def gaps(estimates: Estimates) -> Drawing:
             (contents.interval_cue(estimates), contents.any_interval(drawn, "gap_nats")),
             (contents.caveat_cue(), contents.any_caveat(drawn)),
         )
-        style.side_legend(figure, [*optimizers.handles(contents.values(drawn, "challenger")), *cues])
+        handles = style.without_lines(optimizers.handles(contents.values(drawn, "challenger")))
+        style.side_legend(figure, [*handles, *cues])
     return figure
 
 

@@ -30,7 +30,10 @@ def values(frame: pl.DataFrame, column: str) -> list[Any]:
 
 
 def nothing_reached(estimates: Estimates) -> str:
-    """Say which targets no run has reached: words instead of a figure."""
+    """Say which targets no run has reached, or why none can be told: words instead of a figure."""
+    refused = estimates.cells.filter(verdict="refused")["explanation"].unique(maintain_order=True).to_list()
+    if refused and (estimates.cells["verdict"] == "refused").all():
+        return " ".join(f"{why[0].upper()}{why[1:]}." for why in refused)
     asked = fmt.listed([fmt.loss(target) for target in estimates.records.manifest.targets_nats])
     if not asked:
         return "No target loss has been asked for."
@@ -50,8 +53,9 @@ def any_caveat(frame: pl.DataFrame) -> bool:
     return frame.filter(pl.col("verdict") != "ok").height > 0
 
 
-def interval_cue(estimates: Estimates) -> Any:
-    return style.cue(f"{estimates.level:.0%} interval", ls="-", lw=1.1)
+def interval_cue(estimates: Estimates, *, upright: bool = True) -> Any:
+    look = {"marker": "|", "ms": 11} if upright else {"ls": "-", "lw": 1.1}
+    return style.cue(f"{estimates.level:.0%} interval", **look)
 
 
 def caveat_cue() -> Any:

@@ -32,6 +32,8 @@ def coverage(estimates: Estimates) -> Drawing:
     cells = _cells(estimates, target)
     if not cells:
         return "No runs, so no cells."
+    if not any(cell["judged"] for cell in cells.values()):
+        target = None  # final losses: a law has the tokens, no run has
     batches = sorted({batch for _, batch in cells})
     names = {name for name, _ in cells}
     optimizers = [name for name in contents.optimizers(estimates).names if name in names]

@@ -248,6 +248,13 @@ def side_legend(figure: Figure, handles: Sequence[Any], title: str | None = None
     legend.set_alignment("left")
 
 
+def without_lines(handles: Sequence[Line2D]) -> list[Line2D]:
+    """Leave the markers of a legend's entries alone, for points that no line joins."""
+    for handle in handles:
+        handle.set_linestyle("")
+    return list(handles)
+
+
 def legend_heading(text: str) -> Line2D:
     """Return a legend entry that is a heading over those that follow it."""
     return Line2D([], [], ls="", label=rf"$\bf{{{text}}}$")

@@ -58,7 +58,11 @@ def critical_batches(estimates: Estimates) -> Drawing:
             _forest(ax, labels, _series(own, "optimizer", looks), "critical_batch_tokens")
             style.heading(ax, f"target {fmt.loss(target)} nats/token")
         tried = Patch(color=style.MUTED, alpha=0.2, lw=0, label="batches that were run")
-        handles = [*_without_lines(optimizers.handles(names)), tried, *_cues(estimates, frame, "critical_batch_tokens")]
+        handles = [
+            *style.without_lines(optimizers.handles(names)),
+            tried,
+            *_cues(estimates, frame, "critical_batch_tokens"),
+        ]
         style.side_legend(figure, handles)
     return figure
 
@@ -84,7 +88,7 @@ def ratio_decomposition(estimates: Estimates) -> Drawing:
             _forest(ax, labels, _series(own, "target_loss_nats", looks), "value")
             style.heading(ax, f"{fmt.optimizer_name(own['baseline'][0])} over {fmt.optimizer_name(name)}")
             ax.set_xlabel("Ratio")
-        handles = _without_lines(targets.handles(fmt.loss, targets.values))
+        handles = style.without_lines(targets.handles(fmt.loss, targets.values))
         style.side_legend(figure, [*handles, *_cues(estimates, frame, "value")], "Target (nats/token)")
     return figure
 
@@ -176,15 +180,9 @@ def _estimate(ax: Axes, y: float, row: Mapping[str, Any], quantity: str, look: _
     ax.plot(value, y, marker=look.marker, color=look.colour, mfc=marks.face(row, look.colour), zorder=3)
 
 
-def _without_lines(handles: Sequence[Any]) -> list[Any]:
-    for handle in handles:
-        handle.set_linestyle("")
-    return list(handles)
-
-
 def _cues(estimates: Estimates, frame: pl.DataFrame, quantity: str) -> list[Any]:
     known = frame.filter(pl.col(quantity).is_not_null())
     return contents.occurring(
-        (contents.interval_cue(estimates), contents.any_interval(known, quantity)),
+        (contents.interval_cue(estimates, upright=False), contents.any_interval(known, quantity)),
         (contents.caveat_cue(), contents.any_caveat(known)),
     )

@@ -37,27 +37,7 @@ def flops(estimates: Estimates) -> Drawing:
 
 def devices(estimates: Estimates) -> Drawing:
     """Draw devices against time to target, a line per optimizer: at each device count its fastest batch."""
-    places = _places(estimates)
-    if not places:
-        return _nothing(estimates)
-    with style.theme():
-        optimizers = contents.optimizers(estimates)
-        figure, axes = style.panels(len(places))
-        unit, name = _unit(estimates.frontier)
-        shown = [fastest_batches(points).with_columns(pl.col(_TIMES) / unit) for points in places.values()]
-        for ax, heading, points in zip(axes, places, shown, strict=True):
-            _draw_devices(ax, points, optimizers)
-            style.heading(ax, heading)
-            ax.set_xlabel(f"Time to target ({name})")
-        style.y_label(axes, "Devices")
-        style.log_axis(axes[0], "x", "{:g}".format, footroom=0.1, headroom=0.1)
-        _device_axis(axes[0], [count for points in shown for count in points["num_devices"]])
-        for ax, points in zip(axes, shown, strict=True):
-            _name_batches(ax, points, optimizers)
-        drawn = pl.concat(shown)
-        handles = optimizers.handles(contents.values(drawn, "optimizer"))
-        style.side_legend(figure, [*handles, *cues(estimates, drawn, None)])
-    return figure
+    return _figure(estimates, None)
 
 
 def points_at(estimates: Estimates, target: float) -> pl.DataFrame:
@@ -129,26 +109,52 @@ def cues(estimates: Estimates, points: pl.DataFrame, cost: str | None) -> list[A
         (style.cue("measured", marker="o"), points.filter(measured).height > 0),
         (style.cue("projected", marker="o", mfc="white"), points.filter(~measured, edge).height > 0),
         (style.cue("off the frontier", marker="o", **_OFF_FRONTIER), points.filter(~measured, ~edge).height > 0),
-        (contents.interval_cue(estimates), contents.any_interval(points.filter(measured | edge), "train_seconds")),
+        (
+            contents.interval_cue(estimates, upright=False),
+            contents.any_interval(points.filter(measured | edge), "train_seconds"),
+        ),
     )
 
 
-def _figure(estimates: Estimates, cost: str) -> Drawing:
+def _figure(estimates: Estimates, cost: str | None) -> Drawing:
+    """Draw a panel for each target and device: a cost over time or, without one, devices over time."""
     places = _places(estimates)
     if not places:
         return _nothing(estimates)
     with style.theme():
         optimizers = contents.optimizers(estimates)
         figure, axes = style.panels(len(places))
-        for ax, (heading, points) in zip(axes, places.items(), strict=True):
-            draw(ax, points, cost, optimizers)
+        for ax, heading in zip(axes, places, strict=True):
             style.heading(ax, heading)
-        style.y_label(axes, COST_LABELS[cost])
-        set_axes(axes[0], cost)
-        drawn = pl.concat(places.values())
+        points = list(places.values())
+        drawn = _over_devices(axes, points, optimizers) if cost is None else _costs(axes, points, cost, optimizers)
         handles = optimizers.handles(contents.values(drawn, "optimizer"))
         style.side_legend(figure, [*handles, *cues(estimates, drawn, cost)])
     return figure
+
+
+def _costs(axes: list[Axes], places: list[pl.DataFrame], cost: str, optimizers: OptimizerStyle) -> pl.DataFrame:
+    """Draw a cost against time into each panel; return what is drawn."""
+    for ax, points in zip(axes, places, strict=True):
+        draw(ax, points, cost, optimizers)
+    style.y_label(axes, COST_LABELS[cost])
+    set_axes(axes[0], cost)
+    return pl.concat(places)
+
+
+def _over_devices(axes: list[Axes], places: list[pl.DataFrame], optimizers: OptimizerStyle) -> pl.DataFrame:
+    """Draw the fastest batch at each device count into each panel; return what is drawn."""
+    unit, name = _unit(pl.concat(places))
+    shown = [fastest_batches(points).with_columns(pl.col(_TIMES) / unit) for points in places]
+    for ax, points in zip(axes, shown, strict=True):
+        _draw_devices(ax, points, optimizers)
+        ax.set_xlabel(f"Time to target ({name})")
+    style.y_label(axes, "Devices")
+    style.log_axis(axes[0], "x", "{:g}".format, footroom=0.1, headroom=0.1)
+    _device_axis(axes[0], [count for points in shown for count in points["num_devices"]])
+    for ax, points in zip(axes, shown, strict=True):
+        _name_batches(ax, points, optimizers)
+    return pl.concat(shown)
 
 
 def _places(estimates: Estimates) -> dict[str, pl.DataFrame]:

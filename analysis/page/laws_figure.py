@@ -53,7 +53,7 @@ def laws(estimates: Estimates) -> Drawing:
         points = pl.concat(_points(estimates, law) for law in drawn.iter_rows(named=True))
         cues = contents.occurring(
             (style.cue("power law", ls="-"), True),
-            (style.cue(f"{estimates.level:.0%} interval", marker="|", ms=11), _any_interval(points)),
+            (contents.interval_cue(estimates), contents.any_interval(points, "critical_batch_tokens")),
             (contents.caveat_cue(), contents.any_caveat(points)),
         )
         style.side_legend(figure, [*optimizers.handles(contents.values(drawn, "optimizer")), *cues])
@@ -90,10 +90,6 @@ def _points(estimates: Estimates, law: Mapping[str, Any]) -> pl.DataFrame:
     rows = rows.sort(pl.col("residuals") != "log", maintain_order=True).unique(names, keep="first", maintain_order=True)
     rows = rows.with_columns(x=pl.col(law["by"]).cast(pl.Float64)).drop_nulls("x").sort("x")
     return rows.select("x", "verdict", pl.selectors.starts_with("critical_batch_tokens"))
-
-
-def _any_interval(points: pl.DataFrame) -> bool:
-    return contents.any_interval(points, "critical_batch_tokens")
 
 
 def _values(estimates: Estimates, laws: pl.DataFrame) -> list[float]:

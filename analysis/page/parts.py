@@ -16,10 +16,12 @@ _FIRST_PROTOCOLS = ("constant_ema", "decayed", "branched_decay", "constant_raw",
 class Part:
     """What belongs to one protocol and, but for scaling laws, to one model.
 
-    `label` tells a part from the others in words; it is empty where there is only one.
+    `label` tells a part from the others in words; it is empty where there is only one. `model` is empty where a part
+    has all models.
     """
 
     label: str
+    model: str
     protocol: str
     estimates: Estimates
 
@@ -34,7 +36,7 @@ def parts(estimates: Estimates) -> list[Part]:
     for model, protocol in pairs:
         words = [f"model {model}"] * several_models + [f"protocol {protocol}"] * several_protocols
         own = _only(_only(estimates, "protocol", protocol), "model", model)
-        made.append(Part(", ".join(words), protocol, own))
+        made.append(Part(", ".join(words), model, protocol, own))
     return made
 
 
@@ -42,7 +44,7 @@ def over_models(estimates: Estimates) -> list[Part]:
     """Return a part for each protocol, all models together: what scaling laws are drawn from."""
     protocols = sorted({name for (name,) in _found(estimates, ["protocol"])}, key=_trust)
     label = "protocol {}" if len(protocols) > 1 else ""
-    return [Part(label.format(name), name, _only(estimates, "protocol", name)) for name in protocols]
+    return [Part(label.format(name), "", name, _only(estimates, "protocol", name)) for name in protocols]
 
 
 def _trust(protocol: str) -> tuple[int, str]:

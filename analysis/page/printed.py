@@ -3,13 +3,15 @@
 Verbs print the hardest target that all optimizers reached, per model; --json has all of them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from analysis import format as fmt
-from analysis.estimate import Estimates, by_model, headline_target
+from analysis.estimate import Estimates, headline_target
+from analysis.page.caveats import caveats_of
+from analysis.page.parts import Part, parts
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -87,52 +89,54 @@ _CHOICES = {
 
 def fit_lines(estimates: Estimates) -> Iterator["Table | str"]:
     """Yield tokens to the target, critical batches, ratios and laws, then the caveats."""
-    for model, part in by_model(estimates).items():
-        target = headline_target(part)
+    for part in parts(estimates):
+        own = part.estimates
+        target = headline_target(own)
         if target is None:
-            yield f"{model}: no target was reached by a whole cell"
-            yield from _caveats([part.cells])
+            yield f"{_name(part)}: no target was reached by a whole cell"
+            yield from _caveats({"cells": own.cells})
             continue
-        at_target = [
-            frame.filter(target_loss_nats=target)
-            for frame in (part.cells, part.critical_batches, part.token_ratios, part.ratio_decomposition)
-        ]
-        yield f"[bold]{model}[/bold], to {fmt.loss(target)} nats per token, {part.level:.0%} intervals"
-        for frame, columns in zip(at_target, (_TOKENS, _CRITICAL, _RATIOS, _PARTS), strict=True):
+        names = ("cells", "critical_batches", "token_ratios", "ratio_decomposition")
+        at_target = {name: getattr(own, name).filter(target_loss_nats=target) for name in names}
+        yield f"[bold]{_name(part)}[/bold], to {fmt.loss(target)} nats per token, {own.level:.0%} intervals"
+        for frame, columns in zip(at_target.values(), (_TOKENS, _CRITICAL, _RATIOS, _PARTS), strict=True):
             yield from _table(frame, columns)
         yield from _caveats(at_target)
     yield from _table(estimates.laws, _LAWS)
-    yield from _caveats([estimates.laws])
+    yield from _caveats({"laws": estimates.laws})
 
 
 def compare_lines(estimates: Estimates) -> Iterator["Table | str"]:
     """Yield final losses, gaps, iso-loss batches, speedups and what tuning cost, then the caveats."""
-    for model, part in by_model(estimates).items():
-        yield f"[bold]{model}[/bold], at equal token budgets, {part.level:.0%} intervals"
-        compared = [
-            (part.final_losses, _FINALS),
-            (part.gaps, _GAPS),
-            (part.iso_loss, _ISO_LOSS),
-            (part.speedups, _SPEEDUPS),
-        ]
-        for frame, columns in [*compared, (part.tuning, _TUNING)]:
-            yield from _table(frame, columns)
-        yield from _caveats([frame for frame, _ in compared])
+    columns_of = {"final_losses": _FINALS, "gaps": _GAPS, "iso_loss": _ISO_LOSS, "speedups": _SPEEDUPS}
+    for part in parts(estimates):
+        own = part.estimates
+        yield f"[bold]{_name(part)}[/bold], at equal token budgets, {own.level:.0%} intervals"
+        for name, columns in [*columns_of.items(), ("tuning", _TUNING)]:
+            yield from _table(getattr(own, name), columns)
+        yield from _caveats({name: getattr(own, name) for name in columns_of})
 
 
 def frontier_lines(estimates: Estimates) -> Iterator["Table | str"]:
     """Yield the points of the frontiers, who dominates whom, the best choices and the cost model, then the caveats."""
-    for model, part in by_model(estimates).items():
-        target = headline_target(part)
-        at_target = [frame.filter(target_loss_nats=target) for frame in (part.frontier, part.dominance, part.choices)]
-        points = at_target[0].filter(pl.col("on_frontier") | pl.col("on_flops_frontier"))
-        yield f"[bold]{model}[/bold]" + ("" if target is None else f", to {fmt.loss(target)} nats per token")
-        for frame, columns in zip([points, *at_target[1:]], (_POINTS, _DOMINANCE, _CHOICES), strict=True):
+    for part in parts(estimates):
+        own = part.estimates
+        target = headline_target(own)
+        names = ("frontier", "dominance", "choices")
+        at_target = {name: getattr(own, name).filter(target_loss_nats=target) for name in names}
+        points = at_target["frontier"].filter(pl.col("on_frontier") | pl.col("on_flops_frontier"))
+        yield f"[bold]{_name(part)}[/bold]" + ("" if target is None else f", to {fmt.loss(target)} nats per token")
+        shown = (at_target | {"frontier": points}).values()
+        for frame, columns in zip(shown, (_POINTS, _DOMINANCE, _CHOICES), strict=True):
             yield from _table(frame, columns)
         yield from _caveats(at_target)
     for row in estimates.cost_model.iter_rows(named=True):
         value = "unknown" if row["value"] is None else fmt.number(row["value"])
         yield f"{row['name']}: {value} {row['unit']} ({row['source']})"
+
+
+def _name(part: Part) -> str:
+    return part.label or part.model
 
 
 def _table(frame: pl.DataFrame, columns: Columns) -> Iterator["Table"]:
@@ -157,11 +161,7 @@ def _cell(row: Row, name: str) -> str:
     return fmt.MISSING if row[name] is None else fmt.column_writer(name)(row[name])
 
 
-def _caveats(frames: Sequence[pl.DataFrame]) -> Iterator[str]:
-    """Yield every explanation once, with the verdicts that it stands for."""
-    said: dict[str, None] = {}
-    for frame in frames:
-        for verdict, words in frame["verdict", "explanation"].iter_rows():
-            if words:
-                said[f"  {verdict}: {words}"] = None
-    yield from said
+def _caveats(tables: Mapping[str, pl.DataFrame]) -> Iterator[str]:
+    """Yield every caveat once, with what it is about."""
+    for caveat in caveats_of(tables):
+        yield f"  {caveat.verdict}: {caveat.explanation} ({caveat.where})"

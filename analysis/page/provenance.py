@@ -13,9 +13,11 @@ from analysis.schemas import RUNS
 _FACTS = (
     "corpus", "corpus_fingerprint", "vocab_size", "sequence_length", "model", "num_params", "num_params_nonembedding",
     "flops_convention", "schedule", "warmup_tokens", "averaging", "protocol", "precision", "init_seed", "data_seed",
-    "device", "num_devices", "threads", "micro_batch_tokens", "compiled", "python_version", "torch_version",
-    "lightning_version", "code_commit", "science_version",
+    "host", "device", "num_devices", "driver", "cuda_version", "threads", "micro_batch_tokens", "compiled",
+    "python_version", "torch_version", "lightning_version", "lock_hash", "code_commit", "code_snapshot",
+    "science_version",
 )  # fmt: skip
+_MAX_VALUES = 12
 _PROBLEM_COLUMNS = ["run_id", "stage", "status", "stop_reason", "tokens_seen", "token_budget"]
 
 
@@ -53,4 +55,5 @@ def _share_range(shares: pl.Series) -> str:
 
 def _values(column: pl.Series) -> str:
     write = fmt.column_writer(column.name)
-    return ", ".join(fmt.MISSING if value is None else write(value) for value in column.unique().sort(nulls_last=True))
+    values = column.unique().sort(nulls_last=True)
+    return ", ".join(fmt.first([fmt.MISSING if value is None else write(value) for value in values], _MAX_VALUES))

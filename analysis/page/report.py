@@ -45,7 +45,7 @@ def write_report(estimates: Estimates, folder: Path, reference: Path | None = No
     """
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     (folder / "tables").mkdir(exist_ok=True)
-    for name, frame in _frames(estimates).items():
+    for name, frame in frames(estimates).items():
         write_atomically(folder / "tables" / f"{name}.csv", frame.write_csv().encode())
     figures = list(draw_all(estimates, folder / "figures"))
     path = folder / "report.html"
@@ -73,7 +73,7 @@ def _render(estimates: Estimates, figures: list[DrawnFigure], reference: Path | 
         sections=captions.SECTIONS,
         figures=figures,
         absent=_absent(figures),
-        tables={name: _table(name, frame) for name, frame in _frames(estimates).items() if name in captions.NEEDS},
+        tables={name: _table(name, frame) for name, frame in frames(estimates).items() if name in captions.NEEDS},
         input_tables=_INPUT_TABLES,
         needs=captions.NEEDS,
         agreement=_table("agreement", estimates.agreement),
@@ -103,10 +103,10 @@ def _absent(figures: list[DrawnFigure]) -> dict[str, list[str]]:
     return absent
 
 
-def _frames(estimates: Estimates) -> dict[str, pl.DataFrame]:
+def frames(estimates: Estimates) -> dict[str, pl.DataFrame]:
     """Return every table by the name of its file."""
-    frames = {name: getattr(estimates, name) for name in TABLES}
-    return frames | {"runs": estimates.records.runs.drop("config_json"), "evaluations": estimates.records.evaluations}
+    tables = {name: getattr(estimates, name) for name in TABLES}
+    return tables | {"runs": estimates.records.runs.drop("config_json"), "evaluations": estimates.records.evaluations}
 
 
 def _table(name: str, frame: pl.DataFrame) -> HtmlTable:

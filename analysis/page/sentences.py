@@ -84,6 +84,13 @@ def favours(row: Row, quantity: str, even: float = 1.0) -> str:
     return "baseline" if high is not None and high < even else "unresolved"
 
 
+def _decided(row: Row, quantity: str, number: str) -> tuple[str, str]:
+    """Return the side that a number favours, and the number in words with what stands against it or qualifies it."""
+    side = favours(row, quantity)
+    words = fmt.judged(row) if side == "caveat" else row["explanation"]
+    return side, "; ".join(filter(None, (number, words)))
+
+
 def places(batches: Sequence[int], sizes: Sequence[int]) -> str:
     """Name batches: `at batches 256 and 16K`, or `from batch 256 to 16K` where none between is missing."""
     names = [fmt.tokens(size) for size in batches]
@@ -96,11 +103,9 @@ def ratio(row: Row) -> str:
     """Say of one batch who needs fewer tokens."""
     baseline, challenger = fmt.optimizer_name(row["baseline"]), fmt.optimizer_name(row["challenger"])
     place = f"At {fmt.tokens(row['global_batch_tokens'])} tokens a step"
-    number = f"token ratio {fmt.estimate(row, 'token_ratio')}"
-    side = favours(row, "token_ratio")
+    side, number = _decided(row, "token_ratio", f"token ratio {fmt.estimate(row, 'token_ratio')}")
     if side == "caveat":
-        return f"{place} {challenger} and {baseline} are not ranked: {number}; {fmt.judged(row)}."
-    number += f"; {row['explanation']}" if row["explanation"] else ""
+        return f"{place} {challenger} and {baseline} are not ranked: {number}."
     if side == "unresolved":
         return f"{place} no difference between {challenger} and {baseline} is resolved ({number})."
     amount = "fewer" if side == "challenger" else "more"
@@ -141,11 +146,10 @@ def critical(found: AtTarget, name: str) -> str:
     pair, row = f"{challenger}'s critical batch", found.part(name, "critical_batch_ratio")
     if row is None:
         return f"{pair} is not compared with {baseline}'s: their ratio is not estimated."
-    number = "" if row["value"] is None else f"the ratio is {fmt.estimate(row, 'value')}"
-    side = favours(row, "value")
+    known = "" if row["value"] is None else f"the ratio is {fmt.estimate(row, 'value')}"
+    side, number = _decided(row, "value", known)
     if side == "caveat":
-        return f"{pair} is not compared with {baseline}'s: {'; '.join(filter(None, (number, fmt.judged(row))))}."
-    number += f"; {row['explanation']}" if row["explanation"] else ""
+        return f"{pair} is not compared with {baseline}'s: {number}."
     if side == "unresolved":
         return f"No difference between {pair} and {baseline}'s is resolved: {number}."
     return f"{pair} is {'larger' if side == 'challenger' else 'smaller'} than {baseline}'s: {number}."
@@ -173,11 +177,10 @@ def frontier(found: AtTarget, name: str) -> str:
 
 def _frontier(row: Row, challenger: str, baseline: str, name_device: bool) -> str:
     kind = f"{row['kind']} frontiers" + (f" on {row['device']}" if name_device else "")
-    number = f"{baseline}'s device-seconds over {challenger}'s are {fmt.estimate(row, 'cost_ratio')}"
-    side = favours(row, "cost_ratio")
+    ratio = f"{baseline}'s device-seconds over {challenger}'s are {fmt.estimate(row, 'cost_ratio')}"
+    side, number = _decided(row, "cost_ratio", ratio)
     if side == "caveat":
         return f"The {kind} of {challenger} and {baseline} are not compared: {fmt.judged(row)}."
-    number += f"; {row['explanation']}" if row["explanation"] else ""
     if side == "unresolved":
         return f"No difference between the {kind} of {challenger} and {baseline} is resolved ({number})."
     amount = "fewer" if side == "challenger" else "more"

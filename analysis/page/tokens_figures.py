@@ -30,7 +30,7 @@ def steps_to_target(estimates: Estimates) -> Drawing:
 
 def _figure(estimates: Estimates, quantity: str) -> Drawing:
     targets = contents.targets(estimates)
-    if not targets:
+    if not targets or (estimates.cells["verdict"] == "refused").all():
         return contents.nothing_reached(estimates)
     with style.theme():
         optimizers = contents.optimizers(estimates)
@@ -109,18 +109,21 @@ def _fitted_curve(ax: Axes, curve: pl.DataFrame, quantity: str, optimizers: Opti
 
 
 def _critical_batch(ax: Axes, critical: dict[str, Any], quantity: str, colour: Any) -> None:
-    """Mark B_crit on the curve, at twice the least tokens or steps, with its interval, unless it is off the axis."""
-    size = critical["critical_batch_tokens"]
-    least = critical["t_min_tokens" if quantity == "tokens_to_target" else "s_min_steps"]
+    """Mark B_crit on the curve, where twice the least tokens are spent, with its interval, unless it is off the axis.
+
+    There are steps at infinite batch only where α = 1; twice the least tokens take some number of steps at any α.
+    """
+    size, least = critical["critical_batch_tokens"], critical["t_min_tokens"]
     first, last = ax.get_xlim()
     if size is None or least is None or not first <= size <= last:
         return
+    height = 2 * least if quantity == "tokens_to_target" else 2 * least / size
     face = marks.face(critical, colour)
     edge = style.INK if face == colour else colour
-    ax.plot(size, 2 * least, marker="*", ms=11, color=colour, mfc=face, mec=edge, mew=0.7, zorder=2.7)
+    ax.plot(size, height, marker="*", ms=10, color=colour, mfc=face, mec=edge, mew=0.7, zorder=2.7)
     ends = marks.known_ends(critical, "critical_batch_tokens")
     # over the star, which may be wider than the interval
-    ax.plot(ends, [2 * least] * len(ends), color=style.INK, lw=1.0, marker="|", ms=7, mew=1.2, zorder=2.8)
+    ax.plot(ends, [height] * len(ends), color=style.INK, lw=1.0, marker="|", ms=7, mew=1.2, zorder=2.8)
 
 
 def _with_step_intervals(cells: pl.DataFrame) -> pl.DataFrame:

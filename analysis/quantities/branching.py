@@ -39,7 +39,7 @@ def branched_batches(records: Records) -> pl.DataFrame:
 def _row(branches: pl.DataFrame) -> dict[str, Any]:
     batches = branches["global_batch_tokens"].to_numpy().astype(float)
     estimate = largest_harmless_batch(batches, branches["loss"].to_numpy())
-    findings = [Finding("ok", f"branches from one checkpoint; a rise of {TOLERANCE_NATS} nats costs nothing")]
+    findings = [Finding("ok", f"branches from one checkpoint, and a rise of {TOLERANCE_NATS} nats costs nothing")]
     if len(batches) < 2:
         findings.append(Finding("few_points", "one batch shows no rise"))
     elif estimate.value is None:

@@ -92,7 +92,7 @@ def why_unreached(runs: pl.DataFrame) -> Finding | None:
 def lowest_seen(runs: pl.DataFrame) -> str:
     """Say how low the runs came, `targets` rows; nothing where no loss was finite."""
     lowest = runs["lowest_loss_nats"].min()
-    return f"; the lowest loss seen was {lowest:.3f}" if isinstance(lowest, float) else ""
+    return f": the lowest loss seen was {lowest:.3f}" if isinstance(lowest, float) else ""
 
 
 def caveats(choice: Choice, protocol: str, luck: float, has_interval: bool) -> Iterator[Finding]:
@@ -104,7 +104,9 @@ def caveats(choice: Choice, protocol: str, luck: float, has_interval: bool) -> I
         yield Finding("mid_schedule", words)
     warmups = used["warmups_to_target"]
     if warmups is not None and warmups < MIN_WARMUPS_TO_TARGET:
-        words = f"reached after {warmups:.1f} warmups of tokens; below {MIN_WARMUPS_TO_TARGET} the warmup decides it"
+        words = (
+            f"reached after {warmups:.1f} warmups of tokens, and below {MIN_WARMUPS_TO_TARGET} the warmup decides it"
+        )
         yield Finding("warmup_confounded", words)
     if used["num_bounds"]:
         words = f"{_shortfall(used)}: T is the most likely one, log-normal, with the spread of all repeated runs"

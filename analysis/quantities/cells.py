@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,22 @@ class Cells:
     resampled: Mapping[Key, SeriesResamples]
     noise: Mapping[Key, Noise | None]
 
+    def runs_of(self, names: Mapping[str, Any]) -> pl.DataFrame:
+        """Return the runs of a series, rows of `runs`."""
+        return self._runs_by_series.get(_key(names), self.runs.clear())
+
+    def chosen_of(self, names: Mapping[str, Any]) -> pl.DataFrame:
+        """Return the runs that were chosen for a T of a series, rows of `chosen`."""
+        return self._chosen_by_series.get(_key(names), self.chosen.clear())
+
+    @cached_property
+    def _runs_by_series(self) -> dict[Key, pl.DataFrame]:
+        return self.runs.partition_by(SERIES, as_dict=True)
+
+    @cached_property
+    def _chosen_by_series(self) -> dict[Key, pl.DataFrame]:
+        return self.chosen.partition_by(SERIES, as_dict=True)
+
     def errors_of(self, names: Mapping[str, Any], batches: Sequence[int]) -> Errors | None:
         """Return the errors of log T of a series' cells at `batches`; None where the noise is not known."""
         known = self.errors.get(_key(names))
@@ -109,7 +126,7 @@ class Cells:
         """Return the cells of both; no series may be in both."""
         assert not self.noise.keys() & other.noise.keys()
         frames = {
-            name: pl.concat([getattr(self, name), getattr(other, name)], how="diagonal")
+            name: pl.concat([getattr(self, name), getattr(other, name)])
             for name in ("rates", "cells", "runs", "chosen")
         }
         errors, resampled = {**self.errors, **other.errors}, {**self.resampled, **other.resampled}

@@ -1,4 +1,4 @@
-"""Critical batch sizes, one function a definition, from the cells' T(B)."""
+"""Critical batch sizes, one function a definition, from the curves that were fitted to T(B)."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -9,10 +9,7 @@ import numpy as np
 import polars as pl
 
 from analysis import format as fmt
-from analysis.quantities.batch_series import series_of
-from analysis.quantities.cell_verdicts import why_unreached
-from analysis.quantities.cells import Cells
-from analysis.quantities.curve_fits import CurveFits, knee_of
+from analysis.quantities.curve_fits import CurveFits, FitsBySeries, knee_of
 from analysis.quantities.learning_rates import SERIES
 from analysis.schemas import CRITICAL_BATCHES, FIT_CURVES, table
 from analysis.statistics.families import FREE_EXPONENT, KINK, SATURATING, log_batch_at
@@ -20,6 +17,7 @@ from analysis.statistics.fit import Fit
 from analysis.statistics.intervals import Estimate
 from analysis.statistics.optimal_batch import cheapest_batch, largest_batch_within
 from analysis.verdicts import Finding, verdict_columns
+from analysis.vocabulary import DEFINITIONS, DEFINITIONS_OF_TOKENS
 
 #: T may be this much above the least and count as optimal, in `token_optimal_5pct`.
 OPTIMAL_SHARE = 0.05
@@ -29,31 +27,23 @@ Row = dict[str, Any]
 
 
 def critical_batches(
-    estimated: Cells,
-    level: float,
+    fits_by_series: FitsBySeries,
     reference_batch_tokens: int | None = None,
     definitions: Sequence[str] | None = None,
-    residuals: str = "log",
-    loss: str = "squares",
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Return the tables `critical_batches` and `fit_curves`: every series by every definition asked for.
 
-    `reference_batch_tokens` is that of `overhead_20pct`; `residuals` and `loss` are what least squares compares. By
-    default all definitions that T(B) can give; others are refused where they are asked for.
+    `reference_batch_tokens` is that of `overhead_20pct`. By default all definitions that T(B) can give; others are
+    refused where they are asked for.
 
-    Raises: ValueError for an unknown definition, residuals or loss.
+    Raises: ValueError for an unknown definition, or what the fits were asked to compare.
     """
-    asked = OF_TOKENS if definitions is None else tuple(definitions)
+    asked = DEFINITIONS_OF_TOKENS if definitions is None else tuple(definitions)
     if unknown := set(asked) - set(DEFINITIONS):
         raise ValueError(f"definition {min(unknown)!r} is unknown: one of {', '.join(DEFINITIONS)}")
     rows, curves = [], []
-    for key, cells in estimated.cells.group_by(SERIES, maintain_order=True):
+    for key, fits in fits_by_series.items():
         names = dict(zip(SERIES, key, strict=True))
-        series, runs = series_of(estimated, names, cells, level), estimated.runs.filter(**names)
-        unreached = None if len(series.batches) or runs.is_empty() else why_unreached(runs)
-        if unreached:
-            series = replace(series, findings=(unreached,))
-        fits = CurveFits(series, level, residuals, loss)
         rows += [names | _by_definition(definition, fits, reference_batch_tokens) for definition in asked]
         curves += [names | row for row in _curve(fits)]
     return table(rows, CRITICAL_BATCHES), table(curves, FIT_CURVES)
@@ -140,9 +130,7 @@ _OF_SERIES: dict[str, Callable[[CurveFits], Row]] = {
     "noise_scale": noise_scale,
 }
 
-#: All definitions, and those that T(B) can give.
-DEFINITIONS = ("emin_over_smin", "overhead_20pct", *list(_OF_SERIES)[1:])
-OF_TOKENS = DEFINITIONS[:-2]
+assert {*_OF_SERIES, "overhead_20pct"} == set(DEFINITIONS)
 
 
 def _by_definition(definition: str, fits: CurveFits, reference_batch_tokens: int | None) -> Row:
@@ -215,12 +203,12 @@ def _curve(fits: CurveFits) -> list[Row]:
     fit, batches = fits.headline, fits.series.batches
     if fit is None:
         return []
+    places = np.unique(np.geomspace(batches[0], batches[-1], _CURVE_POINTS).round().astype(int))
     rows = []
-    for batch in np.unique(np.geomspace(batches[0], batches[-1], _CURVE_POINTS).round().astype(int)):
-        tokens = fit.tokens_at(batch)
+    for batch, tokens in zip(places.tolist(), fit.tokens_at(places), strict=True):
         steps = Estimate(*(None if end is None else end / batch for end in (tokens.value, tokens.low, tokens.high)))
         columns = _columns("tokens_to_target", tokens) | _columns("steps_to_target", steps)
-        rows.append({"global_batch_tokens": int(batch)} | columns)
+        rows.append({"global_batch_tokens": batch} | columns)
     return rows
 
 

@@ -1,10 +1,16 @@
 """The curves that are fitted to one series, and the findings that come of the fits."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
-from analysis.quantities.batch_series import Series, count_batches
+import numpy as np
+
+from analysis.quantities.batch_series import Series, count_batches, series_of
+from analysis.quantities.cell_verdicts import why_unreached
+from analysis.quantities.cells import Cells
+from analysis.quantities.learning_rates import SERIES
 from analysis.statistics.families import FREE_EXPONENT, KINK, NEARLY_SATURATING, SATURATING, Family
 from analysis.statistics.fit import Fit, Shape, fit_family
 from analysis.statistics.intervals import Estimate, Resamples
@@ -17,6 +23,10 @@ DOUBT, REFUTED = 0.5, 0.01
 
 #: A difference of AICc that counts as clear.
 CLEAR_GAIN = 4.0
+
+
+#: The curves of every series, by its names in the order of `SERIES`.
+FitsBySeries = Mapping[tuple[Any, ...], "CurveFits"]
 
 
 @dataclass(frozen=True)
@@ -74,10 +84,15 @@ class CurveFits:
     def headline(self) -> Fit | None:
         """The saturating curve; where replicates refute α = 1, the one of a nearby exponent.
 
-        Both have T = 2 T_min at B_crit.
+        They do by its p-value, or where B_crit of α = 1 lies outside the interval that a nearby exponent gives. Both
+        have T = 2 T_min at B_crit.
         """
-        refuted = self.against_saturation is not None and self.against_saturation < REFUTED
-        return self.nearly_saturating if refuted else self.saturating
+        p_value, plain, nearly = self.against_saturation, self.saturating, self.nearly_saturating
+        if plain is None or nearly is None or not nearly.allowed:
+            return plain
+        knee, around = plain.critical_batch_tokens.value, nearly.critical_batch_tokens
+        outside = knee is not None and not (around.low or 0.0) <= knee <= (around.high or np.inf)
+        return nearly if outside or (p_value is not None and p_value < REFUTED) else plain
 
     def batch_of(self, log_batch: Shape) -> Estimate:
         """Return a batch that the shape of the headline's curve gives.
@@ -110,8 +125,8 @@ class CurveFits:
     def doubt(self) -> Iterator[Finding]:
         """Say where another exponent than 1 is taken, or should be."""
         if self.headline is not self.saturating:
-            p_value = f"p = {self.against_saturation:.2g}"
-            yield Finding("ok", f"α is fitted, since the replicates refute α = 1 ({p_value})")
+            p_value = "" if self.against_saturation is None else f" (p = {self.against_saturation:.2g})"
+            yield Finding("ok", f"α is fitted, since the replicates speak against α = 1{p_value}")
         gain = self._gain_of_exponent()
         if self.series.errors is None and gain is not None and gain > CLEAR_GAIN:
             yield Finding("ok", f"a free exponent describes the points better: its AICc is {gain:.1f} lower")
@@ -162,6 +177,21 @@ class CurveFits:
         drawn = fit_resamples(family, series.batches, series.resamples, *kind, prior=fit.scale.variance, near=near)
         log_t_min, log_b_crit, bend = drawn.T
         return fit.with_resamples(Resamples(log_b_crit, bend, log_t_min, self.level))
+
+
+def curve_fits(estimated: Cells, level: float, residuals: str = "log", loss: str = "squares") -> FitsBySeries:
+    """Return the curves of every series that has cells, to be fitted when they are asked for.
+
+    Raises: ValueError, as they are fitted, for unknown residuals or loss.
+    """
+    fits = {}
+    for key, cells in estimated.cells.group_by(SERIES, maintain_order=True):
+        names = dict(zip(SERIES, key, strict=True))
+        series, runs = series_of(estimated, names, cells, level), estimated.runs_of(names)
+        unreached = None if len(series.batches) or runs.is_empty() else why_unreached(runs)
+        series = replace(series, findings=(unreached,)) if unreached else series
+        fits[key] = CurveFits(series, level, residuals, loss)
+    return fits
 
 
 def knee_of(fit: Fit | None) -> Estimate:

@@ -10,7 +10,7 @@ T of all cells of both sides together, from their t distribution, each with a co
 more, over resamples of the seeds. Assumption: the cost of a step is exact beside T.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from analysis import format as fmt
-from analysis.quantities.cells import Cells
 from analysis.quantities.frontier import MARKS
-from analysis.quantities.pairs import CONTEXT, Pair, Sides, pairs
+from analysis.quantities.pairs import CONTEXT, Pair, Sides
 from analysis.schemas import DOMINANCE, table
 from analysis.statistics.noise import NO_NOISE, Errors
 from analysis.statistics.pareto import Points, compare, undominated
@@ -35,11 +34,11 @@ _PLACE = ("kind", "device")
 _JUDGED = ("optimizer", "global_batch_tokens", "reasons")
 
 
-def dominance(frontier: pl.DataFrame, cells: Cells, baseline: str, level: float) -> pl.DataFrame:
+def dominance(frontier: pl.DataFrame, compared: Sequence[Pair], level: float) -> pl.DataFrame:
     """Return the table `dominance`: every optimizer against the baseline, at each target, kind, device and cost."""
     by_series = frontier.partition_by(*CONTEXT, "optimizer", as_dict=True)
     rows: list[dict[str, Any]] = []
-    for pair in pairs(cells, baseline):
+    for pair in compared:
         points = [by_series.get(tuple(series[name] for name in (*CONTEXT, "optimizer"))) for series in pair.series]
         if points[0] is not None and points[1] is not None:
             rows += [pair.names | row for row in _rows(pair, points[0], points[1], level)]
@@ -128,7 +127,7 @@ def _caveats(points: pl.DataFrame) -> list[Finding]:
 
 
 def _places(cells: Mapping[str, list[int]]) -> str:
-    return "; ".join(
+    return ", ".join(
         f"{fmt.optimizer_name(optimizer)} at {fmt.listed([fmt.tokens(batch) for batch in batches])}"
         for optimizer, batches in cells.items()
     )

@@ -23,6 +23,8 @@ MIN_SPACING = 1.1
 
 _COMPARED = ["model", "protocol"]
 _BEST = [*CELL, "tuning", "peak_lr"]
+#: What of a run is of use at a mark.
+_TOLD = ["run", *_BEST, "stage", "seed", "chosen"]
 
 
 def equal_budget(records: Records, finals: FinalLosses, level: float) -> pl.DataFrame:
@@ -51,12 +53,13 @@ def _mark_rows(records: Records, level: float) -> Iterator[dict[str, Any]]:
     for key, own in runs.group_by(_COMPARED, maintain_order=True):
         compared = own.filter("chosen")
         marks = _marks(compared, curve)
-        at_marks = _losses_at(own.filter(~pl.col("diverged"), pl.col("run").is_not_null()), curve, marks)
-        noise = {key: pooled(_groups(group)) for key, group in at_marks.group_by("tokens", "optimizer")}
-        for cell, group in at_marks.filter("chosen").group_by("tokens", *_BEST, maintain_order=True):
-            place = dict(zip(("tokens", *_BEST), cell, strict=True))
-            mean = _mean(group, noise[place["tokens"], place["optimizer"]], level)
-            yield {name: (place | {"mark": "intermediate"} | mean)[name] for name in EQUAL_BUDGET}
+        told = own.filter(~pl.col("diverged"), pl.col("run").is_not_null()).select(_TOLD)
+        at_marks = _losses_at(told, curve, marks)
+        noise = {key: pooled(group) for key, group in _repeats(at_marks).group_by("tokens", "optimizer")}
+        means = at_marks.filter("chosen").group_by("tokens", *_BEST, maintain_order=True)
+        for row in means.agg(pl.mean("loss_nats"), num_runs=pl.len()).iter_rows(named=True):
+            interval = _interval(row, noise[row["tokens"], row["optimizer"]], level)
+            yield {name: (row | interval)[name] for name in EQUAL_BUDGET}
 
 
 def _runs(records: Records, curve: pl.DataFrame) -> pl.DataFrame:
@@ -128,8 +131,11 @@ def _losses_at(runs: pl.DataFrame, curve: pl.DataFrame, marks: list[int]) -> pl.
     return pl.concat([runs.select(pl.all().gather(row[on_its_way])), found], how="horizontal")
 
 
-def _groups(runs: pl.DataFrame) -> pl.DataFrame:
+def _repeats(runs: pl.DataFrame) -> pl.DataFrame:
+    """Return the runs as `statistics.noise.pooled` takes them; a group has one setting and stage."""
     return runs.select(
+        "tokens",
+        "optimizer",
         group=pl.struct("global_batch_tokens", "tuning", "peak_lr", "stage").rank("dense"),
         cell="global_batch_tokens",
         seed="seed",
@@ -137,12 +143,12 @@ def _groups(runs: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _mean(runs: pl.DataFrame, noise: Noise | None, level: float) -> dict[str, Any]:
-    mean = float(np.mean(runs["loss_nats"].to_numpy()))
-    half = t_quantile(level, noise.dof) * np.sqrt(noise.variance / runs.height) if noise else None
+def _interval(row: dict[str, Any], noise: Noise | None, level: float) -> dict[str, Any]:
+    mean = row["loss_nats"]
+    half = t_quantile(level, noise.dof) * float(np.sqrt(noise.variance / row["num_runs"])) if noise else None
     return {
+        "mark": "intermediate",
         "val_loss_nats": mean,
-        "val_loss_nats_low": None if half is None else float(mean - half),
-        "val_loss_nats_high": None if half is None else float(mean + half),
-        "num_runs": runs.height,
+        "val_loss_nats_low": None if half is None else mean - half,
+        "val_loss_nats_high": None if half is None else mean + half,
     }

@@ -18,6 +18,7 @@ from analysis.inputs.protocols import AVERAGED_PROTOCOLS
 from analysis.inputs.records import Records
 from analysis.quantities.cell_verdicts import MIN_WARMUPS_TO_TARGET
 from analysis.quantities.learning_rates import RateCurves, fit_rates, rate_verdict
+from analysis.quantities.run_groups import SEED_NAME, complete_groups
 from analysis.schemas import FINAL_LOSSES, table
 from analysis.statistics.noise import NO_NOISE, Noise, pooled, t_quantile
 from analysis.statistics.resampling import Candidates, normal_draws
@@ -29,6 +30,8 @@ Key = tuple[Any, ...]
 SERIES = ("model", "optimizer", "protocol")
 CELL = (*SERIES, "global_batch_tokens", "token_budget")
 SETTING = (*CELL, "tuning", "peak_lr")
+#: Runs that are alike but for their seeds.
+GROUP = (*SETTING, "stage")
 
 #: A smaller correction for the luck of the choice goes without saying.
 MIN_LUCK_NATS = 5e-4
@@ -66,7 +69,7 @@ def final_losses(records: Records, level: float) -> FinalLosses:
         or [_settings(runs, None, level)]
     )
     best = _best(settings)
-    chosen = runs.join(best.select(*SETTING, "stage"), on=[*SETTING, "stage"], how="semi", nulls_equal=True)
+    chosen = runs.join(best.select(GROUP), on=GROUP, how="semi", nulls_equal=True)
     rows = [_row(row, noise[tuple(row[name] for name in SERIES)], level) for row in best.iter_rows(named=True)]
     return FinalLosses(table(rows, FINAL_LOSSES), runs, chosen, noise)
 
@@ -102,7 +105,7 @@ def final_runs(records: Records) -> pl.DataFrame:
             "tokens", "loss_nats", "train_flops", "train_seconds", "warmup_tokens", "single",
             protocol=pl.col("protocol").replace("mid_schedule", "decayed"),
             token_budget=pl.coalesce("token_budget", "realized_tokens", "tokens"),
-            seed=pl.coalesce(pl.format("{}.{}", "init_seed", "data_seed"), pl.format(".{}", "data_seed"), "run_id"),
+            seed=SEED_NAME,
         )
         .sort(*SETTING, "run_id")
     )  # fmt: skip
@@ -121,11 +124,6 @@ def error_of_mean(noise: Noise, batch: int, num_runs: int) -> StandardError:
     return StandardError(float(np.sqrt(variance)), float(noise.dof_at(np.log(batch))))
 
 
-def complete_groups(runs: pl.DataFrame) -> pl.DataFrame:
-    """Keep the groups, alike but for their seeds, in which no run diverged."""
-    return runs.filter(pl.col("loss_nats").is_not_null().all().over(*SETTING, "stage"))
-
-
 def _noise(runs: pl.DataFrame, key: Key) -> Noise | None:
     """Pool the noise within an optimizer, or over all of them where one alone has too few repeated runs."""
     names = dict(zip(SERIES, key, strict=True))
@@ -136,8 +134,8 @@ def _noise(runs: pl.DataFrame, key: Key) -> Noise | None:
 
 def _repeated(runs: pl.DataFrame) -> pl.DataFrame:
     """Return group, cell, seed and value = loss, as `noise.pooled` takes them."""
-    return complete_groups(runs).select(
-        group=pl.struct(*SETTING, "stage").rank("dense"),
+    return complete_groups(runs, "loss_nats", GROUP).select(
+        group=pl.struct(GROUP).rank("dense"),
         cell=pl.struct(CELL).rank("dense"),
         seed="seed",
         value="loss_nats",
@@ -151,7 +149,7 @@ def _settings(runs: pl.DataFrame, noise: Noise | None, level: float) -> pl.DataF
     `luck_nats` is what the choice among the settings of the grid makes the mean of the best too low by.
     """
     ended = pl.col("loss_nats").is_not_null()
-    means = runs.group_by(*SETTING, "stage", maintain_order=True).agg(
+    means = runs.group_by(GROUP, maintain_order=True).agg(
         num_runs=pl.len().cast(pl.Int64),
         num_ended=ended.sum().cast(pl.Int64),
         loss_nats=pl.when(ended.all()).then(pl.col("loss_nats").mean()),

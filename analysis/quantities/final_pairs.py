@@ -9,7 +9,8 @@ import numpy as np
 import polars as pl
 
 from analysis import format as fmt
-from analysis.quantities.final_losses import FinalLosses, StandardError, complete_groups, error_of_mean
+from analysis.quantities.final_losses import GROUP, FinalLosses, StandardError, error_of_mean
+from analysis.quantities.run_groups import complete_groups
 from analysis.statistics.noise import NO_NOISE, Noise, pooled
 from analysis.verdicts import Finding, findings_of
 
@@ -77,7 +78,7 @@ class FinalPair:
         keys = [*PLACE, "stage", "rank", "seed"]
         sides = []
         for side in SIDES:
-            complete = complete_groups(self.finals.runs.filter(**self.series(side)))
+            complete = complete_groups(self.finals.runs.filter(**self.series(side)), "loss_nats", GROUP)
             sides.append(complete.with_columns(rank=rank).select(*keys, "loss_nats"))
         paired = sides[0].join(sides[1], on=keys, suffix="_challenger")
         return pooled(

@@ -5,7 +5,8 @@ of different models come of different runs. Those of one model at several losses
 go together: an interval from their residuals would be far too narrow, and such a law has none.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import polars as pl
@@ -24,24 +25,31 @@ _OF_ALL = ((TOKENS,), (TOKENS, PARAMETERS))
 _GROUP = ("definition", "optimizer", "protocol")
 #: These findings of a critical batch are about its interval, which a law does not use.
 _OWN = ("few_points",)
+#: Definitions whose value is one of the batches that were run, and so is known to a step of them.
+_ON_GRID = ("token_optimal",)
+#: Critical batches that differ by a smaller share are the same, but for rounding.
+_ROUNDING = 1e-9
 
 Row = dict[str, Any]
 
 
-def laws(critical_batches: pl.DataFrame, models: pl.DataFrame, level: float) -> pl.DataFrame:
+def laws(
+    critical_batches: pl.DataFrame, models: pl.DataFrame, level: float, batches: Iterable[int] = ()
+) -> pl.DataFrame:
     """Return the table `laws` over all critical batches that have a value.
 
     `models` gives num_params_nonembedding by model, a row or more for each; where it is null there is no law over it.
+    `batches` are those that were run: a definition that picks one of them has no law over a single step.
     Sources: the law over parameters is that of arXiv 2410.21676, section 4; over tokens, 2505.13738; over the loss,
     Kaplan et al. 2020, B_crit(L) = B* / L^(1/α).
     """
     sizes = models.group_by("model").agg(pl.col(PARAMETERS).max().cast(pl.Float64))
     points = critical_batches.join(sizes, on="model", how="left", maintain_order="left")
-    rows: list[Row] = []
+    grid, rows = sorted(set(batches)), list[Row]()
     for key, group in points.group_by(_GROUP, maintain_order=True):
         names = {"of": "critical_batch_tokens"} | dict(zip(_GROUP, key, strict=True))
         for place, chosen, variables in _selections(group):
-            rows += (names | place | row for law in variables for row in _law(chosen, law, level))
+            rows += (names | place | row for law in variables for row in _law(chosen, law, level, grid))
     return table(rows, LAWS)
 
 
@@ -60,15 +68,17 @@ def _selections(group: pl.DataFrame) -> Iterator[tuple[Row, pl.DataFrame, Sequen
         yield {"model": None, LOSS: None}, group, _OF_ALL
 
 
-def _law(chosen: pl.DataFrame, by: tuple[str, ...], level: float) -> Iterator[Row]:
+def _law(chosen: pl.DataFrame, by: tuple[str, ...], level: float, grid: Sequence[int]) -> Iterator[Row]:
     """Yield a row a variable; none where fewer than two points differ in all of them."""
     known = chosen.drop_nulls(["critical_batch_tokens", *by])
     if any(known[name].n_unique() < 2 for name in by):
         return
     is_independent = known["model"].n_unique() == known.height
     y, x = known["critical_batch_tokens"].to_numpy(), known.select(by).to_numpy()
-    fitted = fit_power_law(y, x, level, has_interval=is_independent)
-    findings = [*_carried(known), *_left_out(chosen), *_judged(fitted, known.height, by, is_independent)]
+    flat = _flat(known, grid)
+    fitted = None if flat else fit_power_law(y, x, level, has_interval=is_independent)
+    judged = flat or _judged(fitted, known.height, by, is_independent)
+    findings = [*_carried(known), *_left_out(chosen), *judged]
     for place, name in enumerate(by):
         exponent = fitted.exponents[place] if fitted else Estimate(None)
         prefactor = fitted.prefactor if fitted else Estimate(None)
@@ -80,6 +90,17 @@ def _law(chosen: pl.DataFrame, by: tuple[str, ...], level: float) -> Iterator[Ro
             "num_points": known.height,
             **verdict_columns(findings),
         }
+
+
+def _flat(known: pl.DataFrame, grid: Sequence[int]) -> list[Finding]:
+    """Say that critical batches differ by no more than what they are known to, if so: they prove no exponent."""
+    values = known["critical_batch_tokens"].sort().to_list()
+    if values[-1] <= values[0] * (1 + _ROUNDING):
+        return [Finding("not_identified", f"the critical batch is the same at all {known.height} points")]
+    steps = [place for place, batch in enumerate(grid) if values[0] <= batch <= values[-1]]
+    if known["definition"][0] in _ON_GRID and len(steps) == 2:
+        return [Finding("not_identified", "the critical batches are two batches that were run next to each other")]
+    return []
 
 
 def _judged(fitted: PowerLaw | None, num: int, by: Sequence[str], is_independent: bool) -> Iterator[Finding]:
@@ -98,11 +119,10 @@ def _judged(fitted: PowerLaw | None, num: int, by: Sequence[str], is_independent
 
 def _carried(known: pl.DataFrame) -> Iterator[Finding]:
     """Hand on what stands against the critical batches of a law."""
-    for name in GRAVEST_FIRST:
-        marked = known.filter(pl.col("reasons").str.split(", ").list.contains(name))
-        if marked.height and name not in _OWN:
-            words = f"{fmt.short_verdict(name)}: {marked.height} of the {known.height} critical batches"
-            yield Finding(name, words)
+    marked = Counter(known["reasons"].str.split(", ").explode().drop_nulls())
+    for name in (name for name in GRAVEST_FIRST if name in marked and name not in _OWN):
+        words = f"{fmt.short_verdict(name)}: {marked[name]} of the {known.height} critical batches"
+        yield Finding(name, words)
 
 
 def _left_out(chosen: pl.DataFrame) -> Iterator[Finding]:

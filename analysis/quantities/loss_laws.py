@@ -14,6 +14,7 @@ import polars as pl
 from analysis.quantities.cells import Cells, SeriesErrors
 from analysis.quantities.final_losses import CELL, SERIES, FinalLosses
 from analysis.quantities.law_cells import MIN_BUDGETS, LawSeries, cell_rows, findings_of_batch, interval_columns, invert
+from analysis.quantities.run_groups import with_values
 from analysis.schemas import CELLS, LOSS_LAWS, RATES, TARGETS, table
 from analysis.statistics.loss_law import fit_loss_law
 from analysis.verdicts import Finding, verdict_columns
@@ -49,9 +50,7 @@ def loss_laws(
             rows += cell_rows(series, target, inverse, level)
             if inverse.errors is not None:
                 errors[(*series.names.values(), target)] = SeriesErrors(tuple(inverse.log_tokens), inverse.errors)
-    no_runs = table([], TARGETS).with_columns(
-        log_tokens=pl.lit(None, pl.Float64), seed=pl.lit(None, pl.String)
-    )  # a law has no run of its own at a target
+    no_runs = with_values(table([], TARGETS))  # a law has no run of its own at a target
     estimated = Cells(table([], RATES), table(rows, CELLS), no_runs, no_runs, errors, {}, dict.fromkeys(errors))
     return table(laws, LOSS_LAWS), estimated
 

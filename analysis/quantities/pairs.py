@@ -5,7 +5,7 @@ to both sides and cancels in their ratio.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -107,7 +107,7 @@ class Pair:
     @cached_property
     def _grid_seeds(self) -> list[dict[int, list[str]]]:
         """The seeds of each side's grid, by batch."""
-        grids = (self.estimated.runs.filter(stage="grid", **series) for series in self.series)
+        grids = (self.estimated.runs_of(series).filter(stage="grid") for series in self.series)
         by_batch = (grid.group_by("global_batch_tokens").agg(pl.col("seed").unique().sort()) for grid in grids)
         return [dict(own.iter_rows()) for own in by_batch]
 
@@ -139,7 +139,7 @@ class Pair:
         """Return the seeds by batch where both sides have the same; a run that fell short is paired all the same."""
         seeds = []
         for series in self.series:
-            runs = self.estimated.chosen.filter(**series)
+            runs = self.estimated.chosen_of(series)
             by_batch = runs.group_by("global_batch_tokens").agg(pl.col("seed").sort())
             seeds.append(dict(by_batch.iter_rows()))
         both = [batch for batch in batches[0] if batch in batches[1]]
@@ -150,7 +150,7 @@ class Pair:
         """The noise of log T_A + log T_M and of log T_A - log T_M: runs pair by stage, seed and rank of their rate."""
         rank = pl.struct("tuning", "peak_lr").rank("dense").over("global_batch_tokens", "stage")
         keys = ["global_batch_tokens", "stage", "rank", "seed"]
-        runs = (complete_groups(self.estimated.runs.filter(**series)) for series in self.series)
+        runs = (complete_groups(self.estimated.runs_of(series)) for series in self.series)
         baseline, challenger = (own.with_columns(rank=rank).select(*keys, "log_tokens") for own in runs)
         paired = baseline.join(challenger, on=keys, suffix="_challenger")
         batch = pl.col("global_batch_tokens")
@@ -160,13 +160,17 @@ class Pair:
         return together, differences
 
 
-def pairs(estimated: Cells, baseline: str) -> Iterator[Pair]:
-    """Yield the baseline with every other optimizer of every model, protocol and target that it has cells of."""
+def pairs(estimated: Cells, baseline: str) -> list[Pair]:
+    """Return the baseline with every other optimizer of every model, protocol and target that it has cells of."""
+    found = []
     for key, cells in estimated.cells.sort("global_batch_tokens").group_by(CONTEXT, maintain_order=True):
         frames = {name: own for (name,), own in cells.group_by(["optimizer"], maintain_order=True)}
         context = dict(zip(CONTEXT, key, strict=True)) | {"baseline": baseline}
-        for challenger in sorted(set(frames) - {baseline}) if baseline in frames else ():
-            yield Pair(context | {"challenger": challenger}, estimated, (frames[baseline], frames[challenger]))
+        if baseline in frames:
+            challengers = sorted(set(frames) - {baseline})
+            sides = {name: (frames[baseline], frames[name]) for name in challengers}
+            found += [Pair(context | {"challenger": name}, estimated, own) for name, own in sides.items()]
+    return found
 
 
 def _apart(baseline: Errors, challenger: Errors) -> Errors:

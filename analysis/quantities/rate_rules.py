@@ -3,7 +3,7 @@
 T at a rate is read off the quadratic in log rate that was fitted to the grid, within the rates tried and no further.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from analysis import format as fmt
-from analysis.quantities.cells import Cells
-from analysis.quantities.pairs import Pair, pairs
+from analysis.quantities.pairs import Pair
 from analysis.schemas import RATE_RULES, table
 from analysis.statistics.intervals import Estimate
 from analysis.statistics.noise import NO_NOISE, t_quantile
@@ -57,16 +56,16 @@ class Parabola:
         return np.asarray((log_rate - self.centre) ** np.arange(3), float)
 
 
-def rate_rules(estimated: Cells, baseline: str, level: float) -> pl.DataFrame:
+def rate_rules(compared: Sequence[Pair], level: float) -> pl.DataFrame:
     """Return the table `rate_rules`: the token ratio at each batch under each rule, the same for both optimizers.
 
     The rules start from the smallest batch at which the optima of both lie inside the rates tried: square_root takes
     the optima there times √(B / B_ref), fixed takes them as they are. Intervals take the rates as given.
     """
     rows = []
-    for pair in pairs(estimated, baseline):
+    for pair in compared:
         sides = zip(pair.series, pair.frames, strict=True)
-        curves = [parabolas(estimated.rates.filter(**series), frame) for series, frame in sides]
+        curves = [parabolas(pair.estimated.rates.filter(**series), frame) for series, frame in sides]
         rows += [pair.names | row for row in _rows(pair, curves, level)]
     return table(rows, RATE_RULES)
 

@@ -7,17 +7,17 @@ B / B_crit, common to both, R_∞ is R_0 times the α-th power of that ratio.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from analysis import format as fmt
-from analysis.quantities.batch_series import Series, count_batches, series_of
-from analysis.quantities.cells import Cells
-from analysis.quantities.curve_fits import CurveFits
-from analysis.quantities.pairs import Pair, Sides, pairs
+from analysis.quantities.batch_series import count_batches
+from analysis.quantities.curve_fits import CurveFits, FitsBySeries
+from analysis.quantities.learning_rates import SERIES
+from analysis.quantities.pairs import Pair, Sides
 from analysis.schemas import RATIO_DECOMPOSITION, table
 from analysis.statistics.intervals import Estimate
 from analysis.statistics.joint_fit import JointFit, common_exponent, fit_two, resampled_exponent, resampled_ratios
@@ -49,20 +49,38 @@ class Fitted:
     """One pair at one target with its joint fit; None with fewer than three batches on one side."""
 
     pair: Pair
-    both: tuple[Series, Series]
+    both: tuple[CurveFits, CurveFits]
     sides: Sides
     curves: TwoCurves
     fit: JointFit | None
     level: float
 
+    @cached_property
+    def outside(self) -> dict[str, list[Finding]]:
+        """Of which optimizer B_crit may lie below or above its batches: T_min or S_min is then extrapolated."""
+        findings: dict[str, list[Finding]] = {"below": [], "above": []}
+        fit = self.fit
+        assert fit is not None
+        for side, (name, batches) in enumerate(zip(self.pair.shown, self.sides.batches, strict=True)):
+            knee, has_interval = fit.knee(side), fit.scale.allowed_batch is not None
+            assert knee.value is not None
+            is_outside = {
+                "below": knee.value < batches[0] or (has_interval and knee.low is None),
+                "above": knee.value > batches[-1] or (has_interval and knee.high is None),
+            }
+            for end in (end for end, holds in is_outside.items() if holds):
+                words = f"{name}: the critical batch may lie {end} the batches tried"
+                findings[end].append(Finding("not_identified", words))
+        return findings
+
     @property
     def carried(self) -> list[Finding]:
         """What stands against the cells of either side."""
         named = zip(self.pair.shown, self.both, strict=True)
-        return [Finding(name, f"{shown}: {words}") for shown, own in named for name, words in own.findings]
+        return [Finding(name, f"{shown}: {words}") for shown, own in named for name, words in own.series.findings]
 
 
-def ratio_decomposition(estimated: Cells, baseline: str, level: float) -> pl.DataFrame:
+def ratio_decomposition(compared: Sequence[Pair], fits_by_series: FitsBySeries, level: float) -> pl.DataFrame:
     """Return the table `ratio_decomposition`: a row per pair and quantity.
 
     Both optimizers are fitted jointly to their cells, each from its smallest T on where T falls before it rises. One α
@@ -71,7 +89,7 @@ def ratio_decomposition(estimated: Cells, baseline: str, level: float) -> pl.Dat
     Source: R_0 and R_∞ follow from arXiv 1812.06162, eq. 2.11.
     """
     rows = []
-    fits = [_fit(pair, level) for pair in pairs(estimated, baseline)]
+    fits = [_fit(pair, fits_by_series, level) for pair in compared]
     for own in fits:
         for name, estimate, findings in [*_joint(own), _at_equal_tokens(own, fits), *_tails(own)]:
             ends = {"value": estimate.value, "value_low": estimate.low, "value_high": estimate.high}
@@ -79,12 +97,13 @@ def ratio_decomposition(estimated: Cells, baseline: str, level: float) -> pl.Dat
     return table(rows, RATIO_DECOMPOSITION)
 
 
-def _fit(pair: Pair, level: float) -> Fitted:
-    baseline, challenger = (series_of(pair.estimated, *of, level) for of in zip(pair.series, pair.frames, strict=True))
-    sides = pair.sides(baseline.batches.astype(int).tolist(), challenger.batches.astype(int).tolist())
-    log_batch = np.log(np.concatenate([baseline.batches, challenger.batches]))
+def _fit(pair: Pair, fits_by_series: FitsBySeries, level: float) -> Fitted:
+    baseline, challenger = (fits_by_series[tuple(names[name] for name in SERIES)] for names in pair.series)
+    batches = (baseline.series.batches, challenger.series.batches)
+    sides = pair.sides(*(own.astype(int).tolist() for own in batches))
+    log_batch = np.log(np.concatenate(batches))
     observed = Observed(log_batch, sides.log_tokens, sides.errors, "log", "squares")
-    curves = TwoCurves(observed, len(baseline.batches))
+    curves = TwoCurves(observed, len(batches[0]))
     enough = min(map(len, sides.batches)) >= _MIN_BATCHES
     return Fitted(pair, (baseline, challenger), sides, curves, fit_two(curves, level) if enough else None, level)
 
@@ -99,9 +118,8 @@ def _joint(own: Fitted) -> Iterator[Quantity]:
     if drawn is not None:
         ratios = resampled_ratios(own.curves, fit, drawn)
         estimates = [_with_ends(each, of, own.level) for each, of in zip(estimates, ratios, strict=True)]
-    outside = _outside(own, fit)
     for name, estimate, ends in zip(_RATIOS, estimates, (("below",), ("above",), ("below", "above")), strict=True):
-        unknown = [finding for end in ends for finding in outside[end]]
+        unknown = [finding for end in ends for finding in own.outside[end]]
         yield _judged(name, estimate, [*unknown, *_of_scale(fit.scale), *_refuted(fit)])
     yield _exponent(own, fit)
 
@@ -120,11 +138,11 @@ def _at_equal_tokens(own: Fitted, fits: Sequence[Fitted]) -> Quantity:
     name = "critical_batch_ratio_equal_tokens"
     if own.fit is None:
         return Quantity(name, Estimate(None), [_few_batches(own)])
-    unknown = [finding for findings in _outside(own, own.fit).values() for finding in findings]
+    unknown = [finding for findings in own.outside.values() for finding in findings]
     if unknown:
         return Quantity(name, Estimate(None), unknown)
     alike = [each for each in fits if _but_for_target(each) == _but_for_target(own)]
-    known = [each.fit for each in alike if each.fit and not any(_outside(each, each.fit).values())]
+    known = [each.fit for each in alike if each.fit and not any(each.outside.values())]
     log_t_min, log_b_crit = np.array(sorted((fit.best[2], fit.best[3]) for fit in known)).T
     wanted, start = own.fit.best[0], own.fit.best[2:4]
     if not log_t_min[0] <= wanted <= log_t_min[-1]:
@@ -137,22 +155,6 @@ def _at_equal_tokens(own: Fitted, fits: Sequence[Fitted]) -> Quantity:
 
 def _but_for_target(own: Fitted) -> dict[str, Any]:
     return {name: value for name, value in own.pair.names.items() if name != "target_loss_nats"}
-
-
-def _outside(own: Fitted, fit: JointFit) -> dict[str, list[Finding]]:
-    """Say of which optimizer B_crit may lie below or above its batches: T_min or S_min is then extrapolated."""
-    findings: dict[str, list[Finding]] = {"below": [], "above": []}
-    for side, (name, batches) in enumerate(zip(own.pair.shown, own.sides.batches, strict=True)):
-        knee, has_interval = fit.knee(side), fit.scale.allowed_batch is not None
-        assert knee.value is not None
-        is_outside = {
-            "below": knee.value < batches[0] or (has_interval and knee.low is None),
-            "above": knee.value > batches[-1] or (has_interval and knee.high is None),
-        }
-        for end in (end for end, holds in is_outside.items() if holds):
-            words = f"{name}: the critical batch may lie {end} the batches tried"
-            findings[end].append(Finding("not_identified", words))
-    return findings
 
 
 def _exponent(own: Fitted, fit: JointFit) -> Quantity:
@@ -185,21 +187,21 @@ def _tails(own: Fitted) -> Iterator[Quantity]:
     Source: arXiv 2505.02222, appendix F.
     Assumption: the errors of the two sides are independent; shared seeds make the difference surer than it says.
     """
-    tails = [_tail(*each, own.level) for each in zip(_TAILS[:2], own.pair.shown, own.both, strict=True)]
+    tails = [_tail(*each) for each in zip(_TAILS[:2], own.pair.shown, own.both, strict=True)]
     yield from tails
     findings = [finding for tail in tails for finding in tail.findings]
     yield _judged(_TAILS[2], difference(tails[0].estimate, tails[1].estimate), findings)
 
 
-def _tail(quantity: str, name: str, series: Series, level: float) -> Quantity:
-    fit = CurveFits(series, level).kink
+def _tail(quantity: str, name: str, fits: CurveFits) -> Quantity:
+    fit, batches = fits.kink, fits.series.batches
     if fit is None:
-        few = f"{name}: {count_batches(series.batches)}, and the kink model has three parameters"
+        few = f"{name}: {count_batches(batches)}, and the kink model has three parameters"
         return Quantity(quantity, Estimate(None), [Finding("few_points", few)])
     knee, slope = fit.critical_batch_tokens, fit.bend_estimate
-    missing = f"no interval: {count_batches(series.batches)} for three parameters and the variance"
+    missing = f"no interval: {count_batches(batches)} for three parameters and the variance"
     findings = [Finding(own, f"{name}: {words}") for own, words in _of_scale(fit.scale, missing)]
-    is_inside = knee.value is not None and series.batches[0] < knee.value < series.batches[-1]
+    is_inside = knee.value is not None and batches[0] < knee.value < batches[-1]
     is_bounded = fit.allowed is None or None not in (knee.low, knee.high)
     if not is_inside or not is_bounded:
         findings.append(Finding("not_identified", f"{name}: no kink is identified within the batches tried"))
@@ -231,9 +233,7 @@ def _judged(name: str, estimate: Estimate, findings: list[Finding]) -> Quantity:
 def _of_scale(scale: Scale, no_interval: str = _NO_INTERVAL) -> list[Finding]:
     findings = [] if scale.allowed is not None else [Finding("few_points", no_interval)]
     if scale.birge_factor > 1:
-        words = (
-            f"the curve misses the points by more than the seed noise (p = {fmt.number(scale.lack_of_fit_p or 0.0)})"
-        )
+        words = f"the curve misses the points by more than the seed noise (p = {scale.lack_of_fit_p:.2g})"
         widened = f", so the interval is widened {scale.birge_factor:.1f} times" if scale.allowed is not None else ""
         findings.append(Finding("misfit", words + widened))
     return findings

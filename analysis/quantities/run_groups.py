@@ -18,6 +18,9 @@ Key = tuple[Any, ...]
 
 GROUP = (*SERIES, *SETTING, "stage")
 
+#: The seed of a run, of initial weights and of data; a run that states none has its own.
+SEED_NAME = pl.coalesce(pl.format("{}.{}", "init_seed", "data_seed"), pl.format(".{}", "data_seed"), "run_id")
+
 _PER_TOKEN = ("flops_to_target", "train_seconds_to_target")
 
 
@@ -85,15 +88,15 @@ def with_values(targets: pl.DataFrame) -> pl.DataFrame:
     sides = {"reached": 0, "not_reached": 1, "reached_at_first_eval": -1}
     return targets.with_columns(
         log_tokens=pl.col("tokens_to_target").log(),
-        seed=pl.coalesce(pl.format("{}.{}", "init_seed", "data_seed"), pl.format(".{}", "data_seed"), "run_id"),
+        seed=SEED_NAME,
         value=pl.coalesce("tokens_to_target", "bound_tokens").log(),
         side=pl.col("status").replace_strict(sides, default=None, return_dtype=pl.Int64),
     )
 
 
-def complete_groups(runs: pl.DataFrame) -> pl.DataFrame:
-    """Keep the groups of which every run reached the target: survivors spread too little."""
-    return runs.filter(pl.col("log_tokens").is_not_null().all().over(GROUP))
+def complete_groups(runs: pl.DataFrame, value: str = "log_tokens", group: Sequence[str] = GROUP) -> pl.DataFrame:
+    """Keep the groups, alike but for their seeds, of which every run has a value: survivors spread too little."""
+    return runs.filter(pl.col(value).is_not_null().all().over(group))
 
 
 def _noise(runs: pl.DataFrame) -> dict[Key, Noise | None]:

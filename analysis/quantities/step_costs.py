@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy.optimize import nnls
 
 from analysis import format as fmt
 from analysis.inputs.records import Records
@@ -74,6 +73,8 @@ def _fitted(runs: pl.DataFrame, findings: Mapping[Place, tuple[Finding, ...]]) -
 
 def _fit(runs: pl.DataFrame, findings: tuple[Finding, ...]) -> StepCost:
     """Fit seconds = per step + per token × tokens of a device, none below 0, by least squares of the relative error."""
+    from scipy.optimize import nnls  # takes a tenth of a second to import
+
     seconds = runs["step_seconds"].to_numpy()
     tokens = (runs["global_batch_tokens"] / runs["num_devices"]).to_numpy()
     num_batches = len(np.unique(tokens))

@@ -1,6 +1,6 @@
 """R(B): the tokens that the baseline takes to a target over those of a challenger, at the same batch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from analysis.quantities.cells import Cells
-from analysis.quantities.pairs import Pair, Sides, pairs
+from analysis.quantities.pairs import Pair, Sides
 from analysis.quantities.ratio_trend import Ratios, ratio_trends
 from analysis.schemas import TOKEN_RATIOS, table
 from analysis.statistics.intervals import Estimate
@@ -22,13 +22,13 @@ _ELLIPSE_POINTS = 720
 Row = dict[str, Any]
 
 
-def token_ratios(estimated: Cells, baseline: str, level: float) -> tuple[pl.DataFrame, pl.DataFrame]:
+def token_ratios(compared: Sequence[Pair], level: float) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Return the tables `token_ratios` and `ratio_trends`: the baseline against every other optimizer.
 
     Source: R_L(B) is arXiv 2505.02222, eq. 2.
     """
     rows, ratios = [], []
-    for pair in pairs(estimated, baseline):
+    for pair in compared:
         both = [batch for batch in pair.batches if all(batch in known for known in pair.known)]
         sides = pair.sides(both, both)
         rows += [_row(pair, batch, sides, level) for batch in pair.batches]
@@ -137,7 +137,7 @@ def _bounds(pair: Pair, batch: int, level: float) -> Estimate:
 
 def _least_tokens(estimated: Cells, series: Mapping[str, Any], batch: int) -> float | None:
     """Return the tokens that any run of a cell saw at least without reaching the target; None where one reached it."""
-    cell = estimated.runs.filter(pl.col("global_batch_tokens") == batch, **series)
+    cell = estimated.runs_of(series).filter(global_batch_tokens=batch)
     if cell.is_empty() or cell["status"].str.starts_with("reached").any():
         return None
     least = cell.filter(pl.col("status") == "not_reached")["bound_tokens"].min()

@@ -11,7 +11,7 @@ from functools import cached_property, partial
 import numpy as np
 
 from analysis.statistics.families import FREE_EXPONENT, SATURATING, Array, Family
-from analysis.statistics.intervals import Ends, Estimate, Region, Resamples
+from analysis.statistics.intervals import Estimate, Region, Resamples
 from analysis.statistics.noise import Errors
 from analysis.statistics.residuals import MIN_SPARE_POINTS, Observed, Scale, scale_of
 from analysis.statistics.search import Search, edge
@@ -71,14 +71,14 @@ class Fit:
     @property
     def t_min_tokens(self) -> Estimate:
         """T_min vanishes with B_crit: no lower end where that has none."""
-        return self._bounded_by(self.limits[0][0], self._of_tokens(lambda log_b, _: 0.0 * log_b))
+        return self._bounded_by(self.limits[0][0], self._of_tokens(lambda log_b, _: 0.0 * log_b[None])[0])
 
     @property
     def s_min_steps(self) -> Estimate:
         """S_min = T_min / B_crit of a saturating curve vanishes as B_crit grows; others have no least steps."""
         if self.family is not SATURATING:
             return Estimate(None)
-        return self._bounded_by(self.limits[0][1], self._of_tokens(lambda log_b, _: -log_b))
+        return self._bounded_by(self.limits[0][1], self._of_tokens(lambda log_b, _: -log_b[None])[0])
 
     @property
     def aicc(self) -> float | None:
@@ -88,10 +88,10 @@ class Fit:
             return None
         return float(num * np.log(self.misfit / num) + 2 * k + 2 * k * (k + 1) / (num - k - 1))
 
-    def tokens_at(self, global_batch_tokens: float) -> Estimate:
-        """Return the fitted T(B)."""
-        batch = np.log(global_batch_tokens)
-        return self._of_tokens(lambda log_b, bend: self.family.log_excess(batch, log_b, bend))
+    def tokens_at(self, global_batch_tokens: Array) -> list[Estimate]:
+        """Return the fitted T(B) at every batch [m]."""
+        log_batch = np.log(global_batch_tokens)[:, None]
+        return self._of_tokens(lambda log_b, bend: self.family.log_excess(log_batch, log_b, bend))
 
     def batch_of(self, log_batch: Shape) -> Estimate:
         """Return a batch that the shape of the curve gives, the exponential of `log_batch`; open where B_crit is."""
@@ -104,19 +104,19 @@ class Fit:
         """Return the same fit with intervals from the parameters of resamples."""
         return replace(self, resamples=resamples)
 
-    def _ends(self, shape: Shape) -> Ends:
+    def _ends(self, shape: Shape) -> tuple[float | None, float | None]:
         if self.allowed is None:
             return None, None
-        return self.allowed.of_shape(shape(self.allowed.log_b_crit, self.allowed.bend))
+        low, high = self.allowed.of_shape(shape(self.allowed.log_b_crit, self.allowed.bend))
+        return float(low), float(high)
 
-    def _of_tokens(self, shift: Shape) -> Estimate:
-        """Estimate exp(log T_min + shift)."""
-        best = float(shift(np.array(self.log_b_crit), np.array(self.bend)))
-        value = float(np.exp(self.log_t_min + best))
+    def _of_tokens(self, shift: Shape) -> list[Estimate]:
+        """Estimate exp(log T_min + shift) for every row of the shift [m, K]."""
+        values = self.log_t_min + shift(np.array([self.log_b_crit]), np.array([self.bend]))[:, 0]
         if self.allowed is None:
-            return Estimate(value)
+            return [Estimate(value) for value in np.exp(values).tolist()]
         ends = self.allowed.of_tokens(shift(self.allowed.log_b_crit, self.allowed.bend))
-        return Estimate(value, *map(_exp, ends))
+        return [Estimate(*each) for each in np.exp([values, *ends]).T.tolist()]
 
     def _bounded_by(self, limit: float, estimate: Estimate) -> Estimate:
         """Take value and lower end away where B_crit reaches this end of its search."""

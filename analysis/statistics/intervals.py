@@ -1,6 +1,6 @@
 """Two ways to an interval of anything that the parameters of a curve T(B) give: a profile region, or resamples.
 
-Shapes: K points of a region or resamples; all logarithms.
+Shapes: K points of a region or resamples, the last axis of what ends are asked of; all logarithms.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 
 from analysis.statistics.families import Array
 
-Ends = tuple[float | None, float | None]
+Ends = tuple[Array, Array]
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,15 @@ class Region:
     allowed_tokens: float
 
     def of_shape(self, values: Array) -> Ends:
-        """Return the ends of a function [K] of B_crit and the bend."""
-        inside = values[self.misfit <= self.allowed_shape]
-        return float(inside.min()), float(inside.max())
+        """Return the ends [...] of functions [..., K] of B_crit and the bend."""
+        inside = values[..., self.misfit <= self.allowed_shape]
+        return inside.min(axis=-1), inside.max(axis=-1)
 
     def of_tokens(self, shift: Array) -> Ends:
-        """Return the ends of log T_min + shift [K]."""
+        """Return the ends [...] of log T_min + shift [..., K]."""
         inside = self.misfit <= self.allowed_tokens
-        centre, half = (self.log_t_min + shift)[inside], self.half[inside]
-        return float(np.min(centre - half)), float(np.max(centre + half))
+        centre, half = (self.log_t_min + shift)[..., inside], self.half[inside]
+        return np.min(centre - half, axis=-1), np.max(centre + half, axis=-1)
 
     def reaches(self, log_b_crit: float) -> bool:
         """Say whether the interval of what contains T_min comes from B_crit as far out as this."""
@@ -67,13 +67,13 @@ class Resamples:
     level: float
 
     def of_shape(self, values: Array) -> Ends:
-        """Return the ends of a function [K] of B_crit and the bend."""
+        """Return the ends [...] of functions [..., K] of B_crit and the bend."""
         tail = self._tail()
-        low, high = np.quantile(values, tail, method="lower"), np.quantile(values, 1 - tail, method="higher")
-        return float(low), float(high)
+        low = np.quantile(values, tail, axis=-1, method="lower")
+        return np.asarray(low), np.asarray(np.quantile(values, 1 - tail, axis=-1, method="higher"))
 
     def of_tokens(self, shift: Array) -> Ends:
-        """Return the ends of log T_min + shift [K]."""
+        """Return the ends [...] of log T_min + shift [..., K]."""
         return self.of_shape(self.log_t_min + shift)
 
     def reaches(self, log_b_crit: float) -> bool:

@@ -23,7 +23,9 @@ _MAX_STEPS = 1000
 #: and Watts, 1981: the distance to the minimum over the standard error), or by less than rounding of the observations.
 TOLERANCE = 1e-16
 #: The same for percentiles of resamples, which need no more digits.
-ROUGH = 1e-6
+ROUGH = 1e-8
+#: The damping of the first step, where the Jacobian's columns have length one: of any start, and of one near the end.
+FROM_AFAR, FROM_NEARBY = 0.1, 1e-3
 _ROUNDING = 16 * np.finfo(float).eps ** 2
 #: Beyond this damping no step helps any more: a minimum if no column of the Jacobian points along the residuals.
 _MAX_DAMPING = 1e16
@@ -43,7 +45,7 @@ class Loss(NamedTuple):
 
 
 #: The robust losses grow like |r| beyond one unit of the whitening.
-LOSSES = {
+LOSS_FUNCTIONS = {
     "squares": Loss(lambda z: z, np.ones_like, np.ones_like),
     "soft_l1": Loss(lambda z: 2 * (np.sqrt(1 + z) - 1), lambda z: 1 / np.sqrt(1 + z), lambda z: (1 + z) ** -1.5),
     "huber": Loss(
@@ -89,23 +91,25 @@ def least_squares(
     loss: str = "squares",
     num_tries: int = NUM_TRIES,
     tolerance: float = TOLERANCE,
+    damping: float = FROM_AFAR,
 ) -> Solution:
     """Minimise Σ loss((W (observed − model))²) for every row of `observations` [problems, n].
 
     `starts` [starts, p] serve all problems, or [starts, problems, p] each its own. `whitening` W [k, n] makes residuals
     alike: a root of the inverse covariance of the observations. The robust losses are weighted anew at each step. The
-    `num_tries` best starts of a problem are followed, until a step promises less than `tolerance` of the misfit.
+    `num_tries` best starts of a problem are followed until a step promises less than `tolerance` of the misfit; the
+    first step of each has this `damping`.
 
     Raises: ValueError for an unknown loss.
     Source: damping by D. W. Marquardt, SIAM J. 11 (1963) 431; its updates by H. B. Nielsen, IMM-REP-1999-05.
     """
-    if loss not in LOSSES:
-        raise ValueError(f"loss {loss!r} is unknown: one of {', '.join(LOSSES)}")
+    if loss not in LOSS_FUNCTIONS:
+        raise ValueError(f"loss {loss!r} is unknown: one of {', '.join(LOSS_FUNCTIONS)}")
     observations, starts = np.atleast_2d(np.asarray(observations, float)), np.asarray(starts, float)
     if starts.ndim == 2:
         starts = np.broadcast_to(starts[:, None, :], (len(starts), len(observations), starts.shape[1]))
     matrix = np.eye(observations.shape[1]) if whitening is None else whitening
-    task = _Task(model, jacobian, matrix, LOSSES[loss], num_tries, tolerance)
+    task = _Task(model, jacobian, matrix, LOSS_FUNCTIONS[loss], num_tries, tolerance, damping)
     with np.errstate(all="ignore"):  # a step into overflow is taken back
         parts = [
             _best_of_tries(task, observations[first : first + _CHUNK] @ matrix.T, starts[:, first : first + _CHUNK])
@@ -125,6 +129,7 @@ class _Task:
     loss: Loss
     num_tries: int
     tolerance: float
+    damping: float
 
     def residuals(self, observed: Array, parameters: Array) -> Array:
         return np.asarray(observed - self.model(parameters) @ self.whitening.T)
@@ -145,12 +150,13 @@ class _Task:
 
 def _best_of_tries(task: _Task, observed: Array, starts: Array) -> tuple[Array, Array, NDArray[np.bool_]]:
     """Follow the best starts of each problem; return parameters, misfit and convergence of the best end."""
-    rows = np.arange(len(observed))
+    num, rows = len(observed), np.arange(len(observed))
     misfit = np.array([task.misfit(task.residuals(observed, start)) for start in starts])
     tried = np.argsort(misfit, axis=0, kind="stable")[: task.num_tries]
-    ends = [_descend(task, observed, starts[chosen, rows]) for chosen in tried]
-    best = np.argmin([end[1] for end in ends], axis=0)
-    parameters, misfit, converged = (np.stack(part)[best, rows] for part in zip(*ends, strict=True))
+    chosen = starts[tried, rows].reshape(-1, starts.shape[2])
+    ends = _descend(task, np.tile(observed, (len(tried), 1)), chosen)
+    best = np.argmin(ends[1].reshape(-1, num), axis=0) * num + rows
+    parameters, misfit, converged = (end[best] for end in ends)
     return parameters, misfit, converged
 
 
@@ -158,7 +164,7 @@ def _descend(task: _Task, observed: Array, start: Array) -> tuple[Array, Array, 
     """Take damped Gauss-Newton steps from `start` [m, p] until each problem has converged or no step helps."""
     parameters, misfit = start.copy(), task.misfit(task.residuals(observed, start))
     converged = np.zeros(len(start), bool)
-    damping, growth = np.full(len(start), 0.1), np.full(len(start), 2.0)
+    damping, growth = np.full(len(start), task.damping), np.full(len(start), 2.0)
     least = _ROUNDING * (observed**2).sum(axis=1)
     active = np.flatnonzero(np.isfinite(misfit))
     for _ in range(_MAX_STEPS):

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from analysis.statistics.families import KINK, Array, Family
-from analysis.statistics.least_squares import NUM_TRIES, ROUGH, TOLERANCE, least_squares
+from analysis.statistics.least_squares import FROM_NEARBY, NUM_TRIES, ROUGH, TOLERANCE, least_squares
 from analysis.statistics.noise import Errors
 from analysis.statistics.residuals import ROBUST_SCALE, Observed
 
@@ -63,9 +63,8 @@ def descend(
     """
     curve = _Curve(family, replace(observed, log_tokens=np.atleast_2d(observed.log_tokens)), prior)
     starts = curve.starts(shapes)
-    solution = least_squares(
-        curve.model, curve.jacobian, curve.observations, starts, curve.whitening, observed.loss, num_tries, tolerance
-    )
+    task = (curve.model, curve.jacobian, curve.observations, starts, curve.whitening, observed.loss)
+    solution = least_squares(*task, num_tries, tolerance, FROM_NEARBY)
     bend = np.full((len(solution.parameters), 1), family.bends[0])
     return np.column_stack([solution.parameters, *([] if family.is_bent else [bend])])
 

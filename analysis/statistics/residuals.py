@@ -9,10 +9,10 @@ from functools import cached_property
 import numpy as np
 
 from analysis.statistics.families import Array
-from analysis.statistics.least_squares import LOSSES
+from analysis.statistics.least_squares import LOSS_FUNCTIONS
 from analysis.statistics.noise import LACK_OF_FIT_LEVEL, Errors, lack_of_fit, t_quantile
+from analysis.vocabulary import RESIDUALS
 
-RESIDUALS = ("log", "raw_tokens", "raw_steps")
 #: A robust loss grows like |residual| beyond this residual of log T: the size of common seed noise.
 ROBUST_SCALE = 0.1
 #: Residuals give a variance, and a choice between families, from k + 3 points on, the variance among the k parameters.
@@ -43,8 +43,8 @@ class Observed:
     def __post_init__(self) -> None:
         if self.residuals not in RESIDUALS:
             raise ValueError(f"residuals {self.residuals!r} are unknown: one of {', '.join(RESIDUALS)}")
-        if self.loss not in LOSSES:
-            raise ValueError(f"loss {self.loss!r} is unknown: one of {', '.join(LOSSES)}")
+        if self.loss not in LOSS_FUNCTIONS:
+            raise ValueError(f"loss {self.loss!r} is unknown: one of {', '.join(LOSS_FUNCTIONS)}")
         if self.loss != "squares" and self.residuals != "log":
             raise ValueError(f"loss {self.loss} is for residuals of log T, not {self.residuals}: its scale is relative")
 
@@ -85,7 +85,7 @@ class Observed:
 
     def _robust(self, excess: Array) -> Concentrated:
         """Weigh anew, step by step: the losses are convex, so any start leads to the minimum."""
-        loss, whitened = LOSSES[self.loss], (self.log_tokens - excess) / ROBUST_SCALE
+        loss, whitened = LOSS_FUNCTIONS[self.loss], (self.log_tokens - excess) / ROBUST_SCALE
         centre = np.median(whitened, axis=1)
         for _ in range(_ROBUST_STEPS):
             weight = loss.weight((whitened - centre[:, None]) ** 2)
@@ -119,7 +119,7 @@ def scale_of(best: Concentrated, spare: int, level: float, observed: Observed) -
     `spare` points beyond the parameters of the curve. For a robust loss of influence ψ the misfit rises in units of
     mean ψ² / mean ψ'. Source: Hampel et al., Robust Statistics (1986), section 7.2.
     """
-    squares, loss = best.residuals[0] ** 2, LOSSES[observed.loss]
+    squares, loss = best.residuals[0] ** 2, LOSS_FUNCTIONS[observed.loss]
     if observed.errors is not None and observed.weighted_by_errors:
         return _from_replicates(float(squares.sum()), spare, level, observed.errors)
     influence = float((squares * loss.weight(squares) ** 2).sum()) / max(spare, 1)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.statistics.families import EXPONENT_SPREAD, FREE_EXPONENT
-from analysis.statistics.least_squares import TOLERANCE, Solution, least_squares
+from analysis.statistics.least_squares import FROM_NEARBY, TOLERANCE, Solution, least_squares
 from analysis.statistics.residuals import Observed
 
 Array = NDArray[np.float64]
@@ -66,7 +66,8 @@ class TwoCurves:
         whitening = np.zeros((num + 1, num + 1))
         whitening[:num, :num], whitening[num, num] = self.observed.root, stiffness
         observations = np.column_stack([log_tokens, log_exponents])
-        found = least_squares(self._model, self._jacobian, observations, starts, whitening, tolerance=tolerance)
+        task = (self._model, self._jacobian, observations, starts, whitening)
+        found = least_squares(*task, tolerance=tolerance, damping=FROM_NEARBY)
         parameters = found.parameters.copy()
         parameters[:, [1, 3]] = np.clip(parameters[:, [1, 3]], *self.limits)
         return replace(found, parameters=parameters)
