@@ -17,7 +17,9 @@ _OPTIMIZERS = {
     "mona": "MONA",
     "muon": "Muon",
     "muon_plus": "Muon+",
+    "normuon": "NorMuon",
     "orscale": "OrScale",
+    "orscale_lm": "OrScale-LM",
     "scion": "Scion",
     "sgd": "SGD",
     "shampoo": "Shampoo",
@@ -26,7 +28,7 @@ _OPTIMIZERS = {
 _VERDICTS = {
     "mid_schedule": "read while the learning rate decays",
     "edge_of_grid": "best learning rate at the edge of those tried",
-    "single_rate": "one learning rate tried",
+    "single_rate": "only one learning rate was tried",
     "warmup_confounded": "target too close to the warmup",
     "censored": "some runs fell short of the target",
     "reached_at_first_eval": "reached before the first evaluation",
@@ -91,10 +93,25 @@ def number(value: float) -> str:
 
 def tokens(value: float) -> str:
     """Write a number of tokens: 780, 1.87K, 2.10B; powers of two from 1024 on in binary units, 16K, 1M."""
-    if value >= 1024 and value % 1 == 0 and int(value).bit_count() == 1:
+    if is_binary(value):
         places = min((int(value).bit_length() - 1) // 10, len(_TOKEN_SUFFIXES) - 1)
         return f"{int(value) >> 10 * places}{_TOKEN_SUFFIXES[places]}"
+    return decimal_tokens(value)
+
+
+def is_binary(value: float) -> bool:
+    """Say whether a number is written in binary units: a power of two from 1024 on."""
+    return value >= 1024 and value % 1 == 0 and int(value).bit_count() == 1
+
+
+def decimal_tokens(value: float) -> str:
+    """Write a number of tokens in decimal units, powers of two as well: 16.4K, where a column has other numbers too."""
     return _scaled(value, _TOKEN_SUFFIXES)
+
+
+def span(low: float, high: float) -> str:
+    """Write the ends of a range of tokens: 64K–4M, or 64K where there is one."""
+    return "–".join(dict.fromkeys((tokens(low), tokens(high))))
 
 
 def flops(value: float) -> str:
@@ -125,9 +142,9 @@ def seconds(value: float) -> str:
     return f"{number(value)} s"
 
 
-def estimate(row: Mapping[str, Any], name: str) -> str:
+def estimate(row: Mapping[str, Any], name: str, write: Callable[[Any], str] | None = None) -> str:
     """Write a row's estimate with its interval: `780 [640, 960]`, `780 [≥ 640]`, `780`; a dash where there is none."""
-    write = column_writer(name)
+    write = write or column_writer(name)
     value, low, high = row[name], row.get(f"{name}_low"), row.get(f"{name}_high")
     if low is not None and high is not None:
         bounds = f"[{write(low)}, {write(high)}]"
@@ -183,6 +200,7 @@ _WRITERS: tuple[tuple[str, Callable[[Any], str]], ...] = (
     ("lack_of_fit_p", "{:.2g}".format),
     ("limit", seconds),
     ("tokens", tokens),
+    ("token_budget", tokens),
     ("tokens_seen", tokens),
     ("tokens_to_target", tokens),
     ("flops", flops),

@@ -23,6 +23,7 @@ NOT_SCIENCE = {
     "model": {"preset"},
     "corpus": {"paths", "tokenizer_path", "max_tokens", "max_epochs"},
     "schedule": {"max_warmup_share"},
+    "optimizer": {"state_numbers_each"},
 }
 
 
@@ -222,7 +223,7 @@ class RunConfig(Frozen):
         included.
 
         Left out are a preset's name (its shape counts), places of files and how much of them is read (the fingerprint
-        counts) and limits that only refuse.
+        counts), limits that only refuse, and fields that were added later (`ADDED_LATER`) while at their default.
         """
         science = self.model_dump(mode="json", exclude=NOT_SCIENCE)
         canonical = json.dumps(science, sort_keys=True, separators=(",", ":"))

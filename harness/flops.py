@@ -3,8 +3,8 @@
 import math
 
 from harness.config import ModelConfig
-from harness.optimizers.config import NEWTON_SCHULZ_ITERATIONS, MuonConfig, OptimizerConfig
-from harness.shapes import parameters
+from harness.optimizers.rule import Optimizer, Rule
+from harness.shapes import Parameter, parameters
 
 #: What `forward_backward_flops_per_token` counts, as it is recorded and printed.
 FLOPS_CONVENTION = "6 × (hidden + head weights) + 12 × layers × sequence × width"
@@ -32,21 +32,20 @@ def forward_backward_flops_per_token(model: ModelConfig) -> float:
     return 6.0 * (hidden + head) + 12.0 * model.layers * model.sequence_length * model.width
 
 
-def optimizer_flops_per_step(model: ModelConfig, optimizer: OptimizerConfig) -> float:
+def optimizer_flops_per_step(model: ModelConfig, optimizer: Optimizer) -> float:
     """Return the FLOPs of the optimizer's matrix products in one step.
 
     Newton–Schulz on an m × n matrix (m ≤ n) takes 4m²n + 2m³ per iteration: of blocks of width d, about 4·d/B of
     forward and backward on B tokens (arXiv 2505.02222 rounds it to 5·d/B). Element-wise work, some tens of operations
     per parameter for every optimizer, is left out.
     """
-    if not isinstance(optimizer, MuonConfig):
-        return 0.0
-    hidden = [sorted(p.shape) for p in parameters(model) if p.role == "hidden"]
-    return NEWTON_SCHULZ_ITERATIONS * sum(4.0 * m * m * n + 2.0 * m**3 for m, n in hidden)
+    return sum((_rule(optimizer, parameter).flops(parameter.shape) for parameter in parameters(model)), 0.0)
 
 
-def optimizer_state_bytes(model: ModelConfig, optimizer: OptimizerConfig) -> int:
-    """Return the bytes of the optimizer's state in float32: two moments per AdamW weight, one per Muon weight."""
-    moments = 1 if isinstance(optimizer, MuonConfig) else 2
-    counts = [(p.role, math.prod(p.shape)) for p in parameters(model)]
-    return 4 * sum(count * (moments if role == "hidden" else 2) for role, count in counts)
+def optimizer_state_bytes(model: ModelConfig, optimizer: Optimizer) -> int:
+    """Return the bytes of the optimizer's state in float32, without its step counters."""
+    return 4 * sum(_rule(optimizer, parameter).state_numbers(parameter.shape) for parameter in parameters(model))
+
+
+def _rule(optimizer: Optimizer, parameter: Parameter) -> Rule:
+    return optimizer.assign(parameter.role, parameter.shape).rule

@@ -10,6 +10,10 @@ from harness.failures import TooLargeError
 from harness.record import RunFolder, Value, read_json, write_json
 
 
+class StartAnew(Exception):  # noqa: N818 - nothing has gone wrong that is not put right
+    """Memory ran out on one of several devices: every process has to start anew, with half the micro-batch."""
+
+
 def micro_batch_halvings(files: RunFolder) -> int:
     """Return how often the run started anew with half its micro-batch."""
     return (read_json(files.run).get("micro_batch_halvings") or 0) if files.run.exists() else 0

@@ -2,16 +2,22 @@
 stands.
 """
 
+import errno
 import json
-import os
+import zipfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+import torch
 
 from harness.config import SCIENCE_VERSION, MachineConfig, RunConfig
 from harness.corpus import Corpus
 from harness.halving import micro_batch_halvings
+from harness.origin import provenance
+from harness.processes import is_first
 from harness.provenance import routing_table
-from harness.record import RunFolder, Value, read_json, write_json
+from harness.record import RunFolder, Value, append_line, read_json, write_json
 
 #: What must not change between a checkpoint and the resumption, for the sums to come out the same bit for bit.
 SAME_ON_RESUME = (
@@ -24,6 +30,9 @@ SAME_ON_RESUME = (
     "torch_version",
     "device",
 )
+
+#: Columns of a record that may differ from one start of a run to the next.
+OF_A_START = ("host", "job_id", "device", "driver", "cuda_version", "num_devices", "micro_batch_tokens")
 
 
 def finished_status(files: RunFolder) -> str | None:
@@ -51,38 +60,20 @@ def check_identity(run: RunConfig, corpus: Corpus) -> None:
         )
 
 
-def check_processes(machine: MachineConfig) -> None:
-    """Raise ValueError unless there is one process for each device: Lightning would start the missing ones itself."""
-    processes = int(os.environ["WORLD_SIZE"]) if TorchElasticEnvironment.detect() else 1
-    if processes != machine.devices:
-        raise ValueError(
-            f"a run on {machine.devices} devices takes as many processes, here are {processes}; start it with "
-            f"python -m torch.distributed.run --standalone --nproc_per_node={machine.devices} -m harness.train FOLDER"
-        )
-
-
 def start(files: RunFolder, run: RunConfig, machine: MachineConfig, row: dict[str, Value]) -> dict[str, Value]:
-    """Write what is known at the start (rank 0), or check that a resumption computes the same sums; return the row."""
+    """Write what is known at the start (first process), or check that a resumption computes the same sums; return the
+    row.
+    """
+    drop_damaged_checkpoint(files.checkpoint)
     if files.checkpoint.exists():
-        if not files.run.exists():
-            raise ValueError(
-                f"{files.path}: {files.checkpoint.name} is there without the {files.run.name} that says how it was "
-                f"made; remove it to train from the start"
-            )
-        before = read_json(files.run)
-        for name in SAME_ON_RESUME:
-            if before[name] != row[name]:
-                raise ValueError(
-                    f"{files.path}: the checkpoint was made with {name} {before[name]}, now it is {row[name]}; "
-                    f"go on with the same, or remove {files.checkpoint.name} to train from the start"
-                )
+        before = _record_of_checkpoint(files, row)
         row |= {"started_at": before["started_at"], "resumes": before["resumes"] + 1}
     row["micro_batch_halvings"] = micro_batch_halvings(files)
-    if int(os.environ.get("RANK", "0")) == 0:
+    if is_first():
         files.path.mkdir(parents=True, exist_ok=True)
-        for partial in files.path.glob(f"{files.checkpoint.name}.*"):  # of a process that was killed while it saved
-            partial.unlink()
         resumed = files.run.exists()
+        _remove_partial_files(files)
+        append_line(files.starts, _start_of(row))
         write_json(files.config, json.loads(run.model_dump_json()))
         write_json(files.machine, json.loads(machine.model_dump_json()))
         write_json(files.routing, {"tensors": (table := routing_table(run))})
@@ -93,8 +84,62 @@ def start(files: RunFolder, run: RunConfig, machine: MachineConfig, row: dict[st
     return row
 
 
+def drop_damaged_checkpoint(path: Path) -> None:
+    """Remove a checkpoint that is not whole, and say so: the run starts from the beginning.
+
+    It was whole when it got its name; a disk or a copy has damaged it since. Every process finds the same, without
+    asking the others: one that comes when it is gone starts from the beginning too.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            whole = archive.testzip() is None  # compares the checksum of every tensor
+        if whole:
+            torch.load(path, mmap=True, weights_only=True)  # reads all but the tensors
+    except FileNotFoundError:
+        return
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # to seek what is not there
+            raise
+        whole = False
+    if not whole:
+        path.unlink(missing_ok=True)
+        print(f"{path} was damaged: removed; the run starts from the beginning", flush=True)
+
+
 def finish(files: RunFolder, row: dict[str, Value]) -> None:
     """Write how the run ended; what served to go on with it is removed."""
     write_json(files.run, row)
     files.checkpoint.unlink(missing_ok=True)
     files.progress.unlink(missing_ok=True)
+
+
+def _record_of_checkpoint(files: RunFolder, row: dict[str, Value]) -> dict[str, Any]:
+    """Return the record of the start before this one. Raises: ValueError when its checkpoint is of other sums."""
+    if not files.run.exists():
+        raise ValueError(
+            f"{files.path}: {files.checkpoint.name} is there without the {files.run.name} that says how it was "
+            f"made; remove it to train from the start"
+        )
+    before = read_json(files.run)
+    for name in SAME_ON_RESUME:
+        if before[name] != row[name]:
+            raise ValueError(
+                f"{files.path}: the checkpoint was made with {name} {before[name]}, now it is {row[name]}; "
+                f"go on with the same, or remove {files.checkpoint.name} to train from the start"
+            )
+    return before
+
+
+def _remove_partial_files(files: RunFolder) -> None:
+    """Remove what processes left that were killed while they wrote: the names of `write_atomically` and of the
+    checkpoint's writer.
+    """
+    for pattern in (f"{files.checkpoint.name}.*", ".*.*.*"):
+        for partial in files.path.glob(pattern):
+            partial.unlink()
+
+
+def _start_of(row: dict[str, Value]) -> dict[str, Any]:
+    """Return where and with what code this start is made."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"started_at": now, **{name: row[name] for name in OF_A_START}, **provenance()}

@@ -24,8 +24,8 @@ class LanguageModel(pl.LightningModule):
         self.run = run
         self.network = Transformer(run.model)
         self.network.initialise(run.init_seed)
-        # in the state, so that a resumed run reports the same mean; float64, so that its order of summation does not
-        # show
+        # in the state, so that a resumed run reports the same mean; float64, in which sums of float32 losses are exact,
+        # so that their order does not show
         self.register_buffer("train_loss_sum", torch.zeros((), dtype=torch.float64))
 
     def training_step(self, sequences: Tensor, _: int) -> Tensor:
@@ -47,6 +47,13 @@ class LanguageModel(pl.LightningModule):
 
     def learning_rate(self, step: int) -> float:
         return self.run.optimizer.peak_lr * learning_rate_factor(step, self.run)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["run_id"] = self.run.run_id
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if (made_by := checkpoint.get("run_id")) != self.run.run_id:
+            raise ValueError(f"the checkpoint is one of {made_by}, not of {self.run.run_id}; remove it to start anew")
 
     def configure_optimizers(self) -> Any:
         return build_optimizer(self.network, self.run.model, self.run.optimizer, self.run.global_batch_tokens)

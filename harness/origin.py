@@ -54,15 +54,49 @@ def code_snapshot(package: Path = _PACKAGE) -> str | None:
     return _snapshot(package).get("code_hash")
 
 
+@cache
 def code_commit(package: Path = _PACKAGE) -> str | None:
     """Return the commit of the checkout that this code lies in, or was copied from, with + for local changes; null
-    outside a checkout.
+    outside a checkout. It is asked for once: the checkout may change while this process runs on.
 
     Code in an environment that lies inside another project's checkout is not tracked there: null too.
     """
     if snapshot := _snapshot(package):
         commit, changed = snapshot.get("commit"), snapshot.get("diff")
         return f"{commit[:12]}{'+' if changed else ''}" if commit else None
+    commit = _git(package, "rev-parse", "--short=12", "HEAD")
+    changed = _git(package, "status", "--porcelain", "--", ".")
+    return f"{commit}{'+' if changed else ''}" if commit else None
+
+
+@cache
+def code_difference(package: Path = _PACKAGE) -> str | None:
+    """Return how this code differs from its commit: git's diff, then the files that it does not track; null outside a
+    checkout, and for a snapshot, which has its own beside it.
+    """
+    if _snapshot(package):
+        return None
+    changed = _git(package, "diff", "HEAD", "--", ".")
+    untracked = _git(package, "ls-files", "--others", "--exclude-standard", "--", ".")
+    if changed is None or untracked is None:
+        return None
+    return "\n".join([*([changed] if changed else []), *(f"Untracked: {path}" for path in untracked.splitlines())])
+
+
+def provenance() -> dict[str, Any]:
+    """Return the code of this process, and all that is installed beside it."""
+    return {
+        "code_commit": code_commit(),
+        "code_snapshot": code_snapshot(),
+        "code_difference": code_difference(),
+        "python_version": platform.python_version(),
+        "lock_hash": lock_hash(),
+        "packages": installed_packages(),
+    }
+
+
+def _git(package: Path, *words: str) -> str | None:
+    """Return what git says of a package; null where it is not tracked."""
 
     def git(*words: str) -> str:
         result = subprocess.run(["git", "-C", str(package), *words], capture_output=True, text=True, check=True)
@@ -70,8 +104,7 @@ def code_commit(package: Path = _PACKAGE) -> str | None:
 
     try:
         git("ls-files", "--error-unmatch", Path(__file__).name)
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".")
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+        return git(*words)
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -1,8 +1,8 @@
 """The files of a run and of a sweep; imports no torch.
 
 A run writes its own folder and nothing else. A file is complete before it has its name: it is written under a temporary
-name beside it, synchronised, then renamed. `evaluations.jsonl` alone grows, a row at a time, and a torn last line is
-dropped.
+name beside it, synchronised, then renamed. `evaluations.jsonl` and `starts.jsonl` grow, a line at a time; a torn last
+row of evaluations is dropped.
 """
 
 import json
@@ -171,6 +171,11 @@ class RunFolder:
         return self.path / "routing.json"
 
     @property
+    def starts(self) -> Path:
+        """A line for each start, as JSON: where, with which code (commit and difference), packages and driver."""
+        return self.path / "starts.jsonl"
+
+    @property
     def evaluations(self) -> Path:
         """One row of EVALUATION_COLUMNS a line."""
         return self.path / "evaluations.jsonl"
@@ -236,8 +241,13 @@ def read_json(path: Path) -> dict[str, Any]:
 def append_row(path: Path, row: Mapping[str, Value]) -> None:
     """Append one evaluation; its columns must be EVALUATION_COLUMNS exactly, missing values null."""
     assert row.keys() == EVALUATION_COLUMNS.keys(), set(row) ^ set(EVALUATION_COLUMNS)
+    append_line(path, row)
+
+
+def append_line(path: Path, content: Mapping[str, Any]) -> None:
+    """Append an object as a line of JSON, synchronised. NaN and infinity are refused."""
     with path.open("a") as file:
-        file.write(json.dumps(row, allow_nan=False) + "\n")
+        file.write(json.dumps(content, allow_nan=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
 

@@ -5,11 +5,10 @@ Roles: `embedding`, `hidden` (the matrices between embedding and head), `head`, 
 """
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from harness.config import ModelConfig
-
-Role = Literal["embedding", "hidden", "head", "norm"]
+from harness.optimizers.rule import Role
 
 
 class Parameter(NamedTuple):

@@ -27,7 +27,7 @@ from harness.train import build
 WARMUP_STEPS = 10
 
 #: Algorithms that work element by element: nothing in them is worth sharing out over devices.
-_ELEMENTWISE = frozenset({"adamw"})
+_ELEMENTWISE = frozenset({"adamw", "lamb", "lars", "lion", "sgd"})
 
 
 class Reading(NamedTuple):

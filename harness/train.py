@@ -16,10 +16,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from torch import Tensor
 
 from harness import STOPPED
@@ -34,12 +30,14 @@ from harness.config import MachineConfig, RunConfig
 from harness.corpus import Corpus, check_budget, prepare
 from harness.data import TokenStream, validation_batches
 from harness.failures import is_out_of_memory, kind_of, reading_the_corpus, reason_of, write_failure
-from harness.halving import micro_batch_halvings, start_smaller, within_memory
-from harness.lifecycle import check_identity, check_processes, finish, finished_status, start
+from harness.halving import StartAnew, micro_batch_halvings, start_smaller, within_memory
+from harness.lifecycle import check_identity, finish, finished_status, start
 from harness.module import LanguageModel
+from harness.processes import check_processes, environment, num_nodes
 from harness.provenance import describe_run, uses_gpu
 from harness.record import RunFolder, Value, read_json
 from harness.schedule import evaluation_marks
+from harness.strategy import strategy
 
 
 def train(run: RunConfig, machine: MachineConfig, folder: Path, corpus_cache: Path | None = None) -> str:
@@ -48,8 +46,8 @@ def train(run: RunConfig, machine: MachineConfig, folder: Path, corpus_cache: Pa
     Memory that runs out before the first checkpoint starts the run anew with half the micro-batch.
 
     Raises: ValueError when the batch split or the resumption does not fit, DataError when the corpus does not;
-    TooLargeError when no smaller micro-batch may be tried; Interrupted when a signal came (after a checkpoint: calling
-    again goes on).
+    TooLargeError when no smaller micro-batch may be tried; StartAnew when one may, but every process of the run has to
+    start for it; Interrupted when a signal came (after a checkpoint: calling again goes on).
     """
     started = time.perf_counter()
     files = RunFolder(folder)
@@ -80,7 +78,7 @@ def _attempt(run: RunConfig, machine: MachineConfig, corpus: Corpus, files: RunF
         elif micro_batch_halvings(files) == row["micro_batch_halvings"]:
             raise  # else another process ran out of memory, and this one lost its connection to it
         if machine.devices > 1:
-            raise Interrupted("out of memory; every process has to start anew with half the micro-batch") from error
+            raise StartAnew from error
     return None
 
 
@@ -146,8 +144,9 @@ def _trainer(run: RunConfig, machine: MachineConfig, plan: BatchPlan, callbacks:
     """Build a Trainer that does nothing but train: what it would log, save or show is ours, at step boundaries."""
     return pl.Trainer(
         accelerator="gpu" if uses_gpu(machine) else "cpu",
-        devices=machine.devices,
-        strategy=_strategy(machine),
+        devices=machine.devices // num_nodes(),
+        num_nodes=num_nodes(),
+        strategy=strategy(machine),
         precision="32-true" if run.precision == "fp32" else "bf16-mixed",
         max_steps=run.steps,
         max_epochs=1,
@@ -160,19 +159,8 @@ def _trainer(run: RunConfig, machine: MachineConfig, plan: BatchPlan, callbacks:
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO(), _environment()],
+        plugins=[AtomicCheckpointIO(), environment()],
     )
-
-
-def _strategy(machine: MachineConfig) -> Strategy:
-    if machine.devices > 1:
-        return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
-    return SingleDeviceStrategy(torch.device("cuda", 0) if uses_gpu(machine) else torch.device("cpu"))
-
-
-def _environment() -> ClusterEnvironment:
-    """Name the environment: Lightning would guess Slurm from its variables and take signals and ranks from it."""
-    return TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()
 
 
 def _leave_sigterm_alone(trainer: pl.Trainer) -> None:
@@ -211,6 +199,8 @@ def main() -> int:
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return STOPPED
+    except StartAnew:
+        return 1  # whoever started the processes sees in the record that it should again
     except Exception as error:
         traceback.print_exc()
         with suppress(OSError):  # the disk may be full

@@ -15,26 +15,6 @@ if TYPE_CHECKING:
     from sweeps.store import SweepFolder
 
 
-__all__ = [
-    "budget_option",
-    "count",
-    "json_option",
-    "measured",
-    "number",
-    "own_folder",
-    "planned",
-    "print_table",
-    "read_sweep",
-    "results_option",
-    "settings_option",
-    "slots_option",
-    "started_folder",
-    "sweep_option",
-    "write_and_say",
-    "written",
-]
-
-
 def sweep_option() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("sweep", metavar="SWEEP", help="a preset, a YAML file, or the folder of a sweep")

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis import commands
-from sweeps import cluster_commands, run_commands
+from analysis.arguments import count, number
+from sweeps import cluster_commands, optimizer_commands, run_commands
 from sweeps.arguments import (
     budget_option,
-    count,
     json_option,
-    number,
     planned,
     print_table,
     results_option,
@@ -25,6 +24,7 @@ from sweeps.arguments import (
     sweep_option,
     written,
 )
+from sweeps.tuning import commands as adaptive_commands
 
 if TYPE_CHECKING:
     from sweeps.store import SweepFolder
@@ -37,10 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = options.verb(options)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read our output has enough of it, as in `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _settle_output()
         return 1
     except ValueError as error:
         print(f"critbatch: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        _settle_output()
+        print(f"critbatch: {_in_words(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -137,6 +141,8 @@ def _parser() -> argparse.ArgumentParser:
     verb.set_defaults(verb=run)
     cluster_commands.add_verbs(verbs)
     run_commands.add_verbs(verbs)
+    optimizer_commands.add_verbs(verbs)
+    adaptive_commands.add_verbs(verbs)
     verb = verbs.add_parser(
         "report", parents=[commands.input_options(), settings], help="figures, tables and report.html from the records"
     )
@@ -144,7 +150,10 @@ def _parser() -> argparse.ArgumentParser:
     verb.set_defaults(verb=report)
     commands.add_verbs(verbs)
     verb = verbs.add_parser(
-        "time", parents=[sweep, settings, results], help="seconds of its steps, nothing beside them"
+        "time",
+        aliases=["bench"],
+        parents=[sweep, settings, results],
+        help="seconds of its steps, nothing beside them: plans are calibrated by it",
     )
     verb.add_argument(
         "--repeats", metavar="N", type=count, default=50, help="steps that the median is over (default: 50)"
@@ -153,6 +162,22 @@ def _parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("presets", help="list the sweeps that come with the package")
     verb.set_defaults(verb=presets)
     return parser
+
+
+def _settle_output() -> None:
+    """Discard what of the output cannot be written: Python would try again when it ends, and complain once more."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _in_words(error: OSError) -> str:
+    from harness.failures import is_unwritable
+
+    place = f"{error.filename}: " if error.filename else ""
+    advice = "; make room, or get the right to it: what is complete is kept" if is_unwritable(error) else ""
+    return f"{place}{error.strerror or error}{advice}"
 
 
 def _reference(folder: "SweepFolder") -> Path:

@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.arguments import count
 from sweeps.arguments import (
-    count,
+    budget_option,
     measured,
     own_folder,
     read_sweep,
@@ -32,7 +33,7 @@ def add_verbs(verbs: Any) -> None:
     )  # fmt: skip
     verb = verbs.add_parser(
         "submit",
-        parents=[sweep_option(), settings_option(), results_option(), slots_option(), cluster],
+        parents=[sweep_option(), settings_option(), results_option(), slots_option(), budget_option(), cluster],
         help="the same through a job queue",
     )
     verb.add_argument(
@@ -116,14 +117,16 @@ def _submit_to_slurm(options: argparse.Namespace, profile: "ClusterProfile") -> 
 def _submission(options: argparse.Namespace, profile: "ClusterProfile") -> "Submission":
     """Plan the sweep for the cluster, and write its folder."""
     from sweeps.clusters.submission import Submission
-    from sweeps.plan import make_plan, prepare_runs
+    from sweeps.plan import check_hours, make_plan, prepare_runs
 
     spec = _on(profile, read_sweep(options))
     runs, check_budget = prepare_runs(spec)
     folder = own_folder(options, spec.name)
     stated = profile.speed(spec.machine.devices)
-    speed = stated if stated.is_known else measured(options, folder)
+    speed = next((each for each in (stated, measured(options, folder)) if each.is_known), stated)
     plan = make_plan(spec, runs, check_budget, slots=1, speed=speed)
+    if options.budget_hours is not None:
+        check_hours(plan, options.budget_hours)
     if not options.dry_run:
         write_and_say(spec, runs, folder, f"{plan.runs_in_words} for {profile.name}")
     confirm_runs = sum(row.confirm_runs for row in plan.rows)

@@ -5,13 +5,16 @@ share the work.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config import MachineConfig, RunConfig
 from harness.record import RunFolder
-from sweeps.display import Tick, shown
+from sweeps.added import read_rounds
+from sweeps.clusters.snapshot import children_import, code_environment, take_snapshot
+from sweeps.display import shown
 from sweeps.grid import on_fresh_seeds
 from sweeps.plan import work_of
 from sweeps.pool import TRAIN, Pool, slot_environments, visible_gpus
@@ -42,21 +45,35 @@ def check_machine(machine: MachineConfig) -> None:
 
 
 def run_folder(folder: SweepFolder, slots: int, first_slot: int = 0, train: str = TRAIN) -> None:
-    """Train every run of the sweep that has no result, both stages; failed runs are tried again, once.
+    """Train every run of the sweep that has no result, both stages; failed runs are tried again, once. The code is that
+    of now, whatever becomes of it meanwhile.
 
     Raises: KeyboardInterrupt at Ctrl-C or SIGTERM, when everything is saved.
     """
     spec = folder.read_spec()
-    environments = slot_environments(
-        slots, spec.machine.devices, _gpus(spec.machine), spec.machine.threads or 1, first_slot
-    )
-    with Pool(environments, train, stopping=_say_stopping, died=_say_died) as pool:
-        with shown(folder) as tick:
-            _train_stage(folder, "grid", pool, tick)
+    with pool_of(folder, slots, first_slot, train) as pool:
+        train_stage(folder, "grid", pool)
         if spec.confirm:
             choose_confirmations(spec, folder)
-            with shown(folder) as tick:
-                _train_stage(folder, "confirm", pool, tick)
+            train_stage(folder, "confirm", pool)
+
+
+@contextmanager
+def pool_of(folder: SweepFolder, slots: int, first_slot: int = 0, train: str = TRAIN) -> Iterator[Pool]:
+    """Yield a pool for the runs of a sweep, whose workers import the code as it is now."""
+    machine = folder.read_spec().machine
+    of_slots = slot_environments(slots, machine.devices, _gpus(machine), machine.threads or 1, first_slot)
+    code = take_snapshot(folder.path)
+    environments = [variables | _code_variables(code) for variables in of_slots]
+    with children_import(code), Pool(environments, train, stopping=_say_stopping, died=_say_died) as pool:
+        yield pool
+
+
+def train_stage(folder: SweepFolder, stage: Stage, pool: Pool) -> None:
+    """Train the runs of a stage that have no result, and show how far they are."""
+    runs = longest_first(stage_runs(folder, stage), folder.read_spec().machine)
+    with shown(folder) as tick:
+        pool.train([folder.run(run.run_id) for run in runs], tick)
 
 
 def stage_runs(folder: SweepFolder, stage: Stage) -> list[RunConfig]:
@@ -81,7 +98,7 @@ def best_on_fresh_seeds(spec: SweepSpec, folder: SweepFolder) -> list[RunConfig]
     assert spec.confirm is not None
     best = _runs_at_best_rates(folder.path, spec.confirm.top)
     picked = [run for run in stage_runs(folder, "grid") if run.run_id in best]
-    return on_fresh_seeds(picked, spec.confirm.seeds)
+    return on_fresh_seeds(_with_whole_budgets(picked, folder), spec.confirm.seeds)
 
 
 def report(
@@ -120,11 +137,13 @@ def report(
 def submit_local(folder: SweepFolder, jobs: int, train: str = TRAIN) -> list[Any]:
     """Queue `jobs` jobs on this machine through submitit; each trains one run after another until none is left."""
     import submitit
+    from submitit.core.utils import environment_variables
 
     # The cluster is named: submitit would take Slurm wherever it finds srun. Its local default is two minutes.
     executor = submitit.AutoExecutor(folder=folder.path / "jobs", cluster="local")
     executor.update_parameters(timeout_min=_LONGEST_JOB_MINUTES, gpus_per_node=len(visible_gpus()))
-    return [executor.submit(work, str(folder.path.absolute()), slot, train) for slot in range(jobs)]
+    with environment_variables(**_code_variables(take_snapshot(folder.path))):
+        return [executor.submit(work, str(folder.path.absolute()), slot, train) for slot in range(jobs)]
 
 
 def work(folder: str, slot: int, train: str) -> None:
@@ -156,9 +175,21 @@ def _runs_at_best_rates(folder: Path, top: int) -> set[str]:
     return best
 
 
-def _train_stage(folder: SweepFolder, stage: Stage, pool: Pool, tick: Tick) -> None:
-    runs = longest_first(stage_runs(folder, stage), folder.read_spec().machine)
-    pool.train([folder.run(run.run_id) for run in runs], tick)
+def _with_whole_budgets(runs: list[RunConfig], folder: SweepFolder) -> list[RunConfig]:
+    """Return the runs with budgets of the sweep's own: rounds give less to runs that may stop early."""
+    added = {run_id for each in read_rounds(folder.path) for run_id in each.reasons}
+    budgets: dict[int, int] = {}
+    for run in stage_runs(folder, "grid") if added else ():
+        batch = run.global_batch_tokens
+        budgets[batch] = max(run.token_budget, budgets.get(batch, 0))
+    return [
+        run.model_copy(update={"token_budget": budgets[run.global_batch_tokens]}) if run.run_id in added else run
+        for run in runs
+    ]
+
+
+def _code_variables(code: Path) -> dict[str, str]:
+    return code_environment(code, os.environ.get("PYTHONPATH"))
 
 
 def _gpus(machine: MachineConfig) -> list[str]:

@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweeps.arguments import count, json_option, print_table, results_option, started_folder
+from analysis.arguments import count
+from sweeps.arguments import json_option, print_table, results_option, started_folder
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -20,20 +21,20 @@ def add_verbs(verbs: Any) -> None:
     results, sweep = results_option(), argparse.ArgumentParser(add_help=False)
     sweep.add_argument("sweep", metavar="SWEEP", help="name or folder of a sweep that was started")
     _add_status(verbs, results)
-    verb = verbs.add_parser("logs", parents=[sweep, results], help="how the log of a run ends, or of all that failed")
+    verb = verbs.add_parser("logs", parents=[sweep, results], help="how the logs of a run and of its job end")
     verb.add_argument("run", metavar="RUN", nargs="?", help="a run_id, or how one begins (default: all that failed)")
     verb.add_argument("--lines", metavar="N", type=count, default=20, help="of each log (default: 20)")
     verb.set_defaults(verb=logs, settings=[])
     verb = verbs.add_parser("retry", parents=[sweep, results], help="let failed runs be tried again")
     verb.add_argument("--failed", action="store_true", required=True, help="all runs that failed")
     verb.add_argument("--cluster", metavar="NAME", help="and submit what is missing there")
-    verb.set_defaults(verb=retry, settings=[], slots=None, runs_per_job=None, dry_run=False)
+    verb.set_defaults(verb=retry, settings=[], slots=None, runs_per_job=None, dry_run=False, budget_hours=None)
     verb = verbs.add_parser(
         "cancel", parents=[sweep, results], help="stop the jobs of a sweep; what is being trained saves a checkpoint"
     )
     verb.set_defaults(verb=cancel, settings=[])
     verb = verbs.add_parser(
-        "clean", parents=[sweep, results], help="remove checkpoints and logs of finished runs; never a result"
+        "clean", parents=[sweep, results], help="remove what finished runs and ended jobs have left; never a result"
     )
     verb.add_argument("--orphans", action="store_true", help="and runs without a result that left the sweep")
     verb.add_argument("--dry-run", action="store_true", help="only say what would be removed")
@@ -79,31 +80,40 @@ def status(options: argparse.Namespace) -> int:
 
 
 def logs(options: argparse.Namespace) -> int:
-    """Print how the log of one run ends, or those of all failed ones."""
+    """Print how the logs of one run end, or those of all that failed."""
+    from sweeps.run_logs import FAILED, job_log, last_lines
     from sweeps.status import read_status
-    from sweeps.store import State
 
     folder = started_folder(options)
     runs = read_status(folder).runs
-    chosen = [_named(options.run, runs, folder)] if options.run else [run for run in runs if run.state == State.FAILED]
+    chosen = [_named(options.run, runs, folder)] if options.run else [run for run in runs if run.state in FAILED]
     if not chosen:
         print(f"No run has failed; for the log of another one: critbatch logs {options.sweep} RUN")
+    of_jobs = {}
     for run in chosen:
         log = folder.run(run.run_id).log
         print(f"==> {run.run_id}: {run.state}{f', {run.reason}' if run.reason else ''} ({log})")
-        lines = log.read_text(errors="replace").splitlines() if log.exists() else ["there is no log"]
-        print("\n".join(lines[-options.lines :]))
+        print(last_lines(log, options.lines))
+        if run.job:
+            of_jobs[run.job] = job_log(run.job, folder)
+    for job_id, log in of_jobs.items():  # one that many of them shared, once
+        print(f"==> job {job_id} ({log})")
+        print(last_lines(log, options.lines))
     return 0
 
 
 def retry(options: argparse.Namespace) -> int:
     """Forget that runs have failed; with a cluster, submit them."""
     from sweeps.printing import counted
+    from sweeps.states import read_queue
     from sweeps.upkeep import forget_failures
 
     folder = started_folder(options)
-    forgotten = forget_failures(folder)
+    queue = read_queue(folder.path)
+    forgotten = forget_failures(folder, queue)
     print(f"{counted(len(forgotten), 'failed run')} can be tried again.")
+    if queue.problem:
+        print(f"Slurm did not answer, so those that it may still have are left: {queue.problem}")
     if options.cluster is None:
         if forgotten:
             print(f"Now: critbatch run {folder.path}, or critbatch submit {folder.path} --cluster NAME")
@@ -134,17 +144,23 @@ def cancel(options: argparse.Namespace) -> int:
 
 def clean(options: argparse.Namespace) -> int:
     """Remove what served to train, and is needed no more."""
+    from sweeps.clusters.remains import find_remains, remove_remains
+    from sweeps.printing import counted
     from sweeps.upkeep import leftovers, orphans, remove, size_bytes
 
-    folder = started_folder(options)
+    folder, verb = started_folder(options), "Would remove" if options.dry_run else "Removed"
     found = [*leftovers(folder), *(orphans(folder) if options.orphans else [])]
     megabytes = sum(map(size_bytes, found)) / 1e6
-    verb = "Would remove" if options.dry_run else "Removed"
+    found = found if options.dry_run else remove(found)
+    remains = find_remains(folder) if options.dry_run else remove_remains(folder)
     if options.dry_run:
-        print("\n".join(map(str, found)), end="\n" if found else "")
-    else:
-        found = remove(found)
+        print(*found, *remains.files, sep="\n", end="\n" if found or remains.files else "")
     print(f"{verb} {len(found):,} files and folders, {megabytes:,.1f} MB.")
+    if remains.jobs or remains.files:
+        files, queued = counted(len(remains.files), "file"), len(remains.jobs)
+        print(f"{verb} {files} from jobs/ and {queued:,} from queue/, of jobs that are over.")
+    if remains.problem:
+        print(f"Slurm did not answer, so what jobs have left is kept: {remains.problem}")
     return 0
 
 
@@ -173,14 +189,13 @@ def _read(options: argparse.Namespace) -> "list[SweepStatus]":
 
 def _watch(options: argparse.Namespace) -> int:
     from sweeps.display import watch
-    from sweeps.store import RESULTS
 
     def picture() -> "tuple[RenderableType, bool]":
         from rich.console import Group
 
         sweeps = _read(options)
         tables = [part for sweep in sweeps for part in (*_tables(sweep, options), *_remarks(sweep))]
-        return Group(*tables), all(run.state in RESULTS for sweep in sweeps for run in sweep.runs)
+        return Group(*tables), all(sweep.is_over for sweep in sweeps)
 
     watch(picture)
     return 0
@@ -203,10 +218,11 @@ def _listed(
 
 
 def _remarks(sweep: "SweepStatus") -> list[str]:
-    from sweeps.status import failures, jobs_in_words, stopped
+    from sweeps.status import confirmations_in_words, failures, jobs_in_words, stopped
 
     asked = [f"Slurm did not answer: {sweep.problem}"] if sweep.problem else []
-    return [*asked, *jobs_in_words(sweep.runs), *failures(sweep.runs, sweep.folder), *stopped(sweep.runs)]
+    to_come = [confirmations_in_words(sweep.chooser)] if sweep.chooser else []
+    return [*asked, *to_come, *jobs_in_words(sweep.runs), *failures(sweep.runs, sweep.folder), *stopped(sweep.runs)]
 
 
 def _named(name: str, runs: "tuple[RunStatus, ...]", folder: "SweepFolder") -> "RunStatus":

@@ -4,12 +4,12 @@ Files come first: a result, a claim and a failure need no asking. Slurm is asked
 in its queue folder, and then at most once in 30 s.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sweeps.clusters.queue import queued_jobs
-from sweeps.clusters.slurm import Task, ask
+from sweeps.clusters.queue import QueuedJob, queued_jobs
+from sweeps.clusters.slurm import Answer, Task, ask
 from sweeps.store import RESULTS, State
 
 _ENDED_AS = {
@@ -41,10 +41,14 @@ class QueuedRun:
 
 @dataclass(frozen=True)
 class Queue:
-    """The queued runs of a sweep by their run_id, and why Slurm did not answer where it did not."""
+    """The queued runs of a sweep by their run_id, and why Slurm did not answer where it did not.
+
+    `chooser` is the task that is to choose the confirmations, or should have: they have no run_id yet.
+    """
 
     runs: Mapping[str, QueuedRun] = field(default_factory=dict)
     problem: str | None = None
+    chooser: QueuedRun | None = None
 
 
 def read_queue(sweep: Path) -> Queue:
@@ -52,31 +56,34 @@ def read_queue(sweep: Path) -> Queue:
     jobs = [job for job in queued_jobs(sweep) if job.kind == "slurm"]
     if not jobs:
         return Queue()
-    try:
-        answer = ask(sweep)
-    except OSError as error:  # somebody else's sweep, which one may only read
-        return Queue(problem=f"what Slurm says cannot be kept in {sweep / 'queue'} ({error.strerror})")
+    answer = ask(sweep)
     runs: dict[str, QueuedRun] = {}
     for job in jobs:
-        for task_id, run_ids in zip(job.task_ids, job.tasks, strict=True):
-            queued = QueuedRun(task_id, job.submitted_at, job.minutes, answer.tasks.get(task_id))
+        for queued, run_ids in zip(_tasks(job, answer), job.tasks, strict=True):
             runs.update((run_id, queued) for run_id in run_ids if _is_newer(queued, runs.get(run_id)))
-    return Queue(runs, answer.problem)
+    return Queue(runs, answer.problem, _chooser(jobs, answer))
 
 
 def queued_state(files: State, queued: QueuedRun, failed_at: str | None = None) -> State:
     """Return where a run stands that was queued; `files` is what its files say.
 
-    `failed_at` is when it failed, if it did: it is tried again by a live task that was submitted later.
+    `failed_at` is when it failed, if it did and that is known.
     """
     if files in RESULTS or files == State.RUNNING:
         return files
-    if files == State.FAILED and not (queued.is_live and failed_at and failed_at < queued.submitted_at):
+    if files == State.FAILED and not (queued.is_live and is_tried_again(failed_at, queued.submitted_at)):
         return files
     if queued.is_live:
         return State.REQUEUED if files == State.INTERRUPTED else State.QUEUED
     assert queued.task is not None
     return _ENDED_AS.get(queued.task.state, State.LOST)
+
+
+def is_tried_again(failed_at: str | None, submitted_at: str) -> bool:
+    """Say whether a job is to try a run that has failed again: it was submitted since; a job goes past its own
+    failures.
+    """
+    return failed_at is not None and failed_at <= submitted_at
 
 
 def queued_reason(queued: QueuedRun) -> str | None:
@@ -92,6 +99,19 @@ def queued_reason(queued: QueuedRun) -> str | None:
         return f"{name} reached its limit of {queued.minutes} minutes"
     words = task.state.lower().replace("_", " ")
     return f"{name} ended as {words}, without a result; it says why in jobs/{queued.task_id}_0_log.out"
+
+
+def _tasks(job: QueuedJob, answer: Answer) -> list[QueuedRun]:
+    return [QueuedRun(task, job.submitted_at, job.minutes, answer.tasks.get(task)) for task in job.task_ids]
+
+
+def _chooser(jobs: Sequence[QueuedJob], answer: Answer) -> QueuedRun | None:
+    """Return a task of the last job for confirmations, unless it has chosen them: one that is live, if there is any."""
+    job = next((job for job in reversed(jobs) if job.stage == "confirm"), None)
+    if job is None or any(job.tasks):
+        return None
+    tasks = _tasks(job, answer)
+    return next((task for task in tasks if task.is_live), tasks[-1])
 
 
 def _is_newer(queued: QueuedRun, before: QueuedRun | None) -> bool:

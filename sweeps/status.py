@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from harness.failures import FailureKind
 from sweeps.printing import counted, narrow_table
 from sweeps.run_status import RunStatus, read_run_status
-from sweeps.states import read_queue
-from sweeps.store import State, SweepFolder
+from sweeps.states import QueuedRun, queued_reason, read_queue
+from sweeps.store import RESULTS, State, SweepFolder
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -32,12 +32,20 @@ _STYLES = {
 
 @dataclass(frozen=True)
 class SweepStatus:
-    """A sweep and its runs, in the order of its manifest; `problem` is why Slurm did not answer."""
+    """A sweep and its runs, in the order of its manifest; `problem` is why Slurm did not answer, `chooser` the task
+    that is to choose the confirmations, where they are not listed yet.
+    """
 
     name: str
     folder: Path
     runs: tuple[RunStatus, ...]
     problem: str | None = None
+    chooser: QueuedRun | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing will change any more: all runs have their results, and none is to come."""
+        return all(run.state in RESULTS for run in self.runs) and not (self.chooser and self.chooser.is_live)
 
     def counts(self) -> Counter[State]:
         return Counter(run.state for run in self.runs)
@@ -61,7 +69,8 @@ def read_status(folder: SweepFolder) -> SweepStatus:
     """
     manifest, queue = folder.read_manifest(), read_queue(folder.path)
     runs = tuple(read_run_status(folder.run(run.run_id), run, queue) for run in manifest.runs)
-    return SweepStatus(manifest.name, folder.path, runs, queue.problem)
+    chooser = None if any(run.stage == "confirm" for run in manifest.runs) else queue.chooser
+    return SweepStatus(manifest.name, folder.path, runs, queue.problem, chooser)
 
 
 def sweep_folders(results: Path) -> list[SweepFolder]:
@@ -77,6 +86,7 @@ def as_json(status: SweepStatus, listed: Iterable[RunStatus]) -> dict[str, Any]:
         "folder": str(status.folder),
         "counts": {str(each): counts[each] for each in State},
         "problem": status.problem,
+        "confirmations": confirmations_in_words(status.chooser) if status.chooser else None,
         "runs": [vars(run) for run in listed],
     }
 
@@ -107,12 +117,12 @@ def cells_table(status: SweepStatus) -> "RenderableType":
 
 
 def runs_table(runs: Iterable[RunStatus]) -> "RenderableType":
-    """Return a row for each run, at most 80 columns wide."""
+    """Return a row for each run, at most 80 columns wide; with its node where it has a job."""
     table = narrow_table()
     table.add_column("optimizer", no_wrap=True)
     for heading in ("batch\ntokens", "rate", "seed"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("state", no_wrap=True)
+    table.add_column("state", min_width=len(State.INTERRUPTED), overflow="fold")
     table.add_column("tokens", justify="right")
     for heading in ("loss\n(nats)", "tokens/s", "time left\n(at most)"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -122,7 +132,7 @@ def runs_table(runs: Iterable[RunStatus]) -> "RenderableType":
             f"{run.global_batch_tokens:,}",
             f"{run.peak_lr:.4g}",
             f"{run.init_seed}" if run.init_seed == run.data_seed else f"{run.init_seed}.{run.data_seed}",
-            _styled(run.state, str(run.state)),
+            _styled(run.state, str(run.state)) + (f"\non {run.node}" if run.job else ""),
             f"{run.tokens_seen:,} of {run.realized_tokens:,}",
             "–" if run.loss_nats is None else f"{run.loss_nats:.3f}",
             "–" if run.tokens_per_second is None else f"{run.tokens_per_second:,.0f}",
@@ -139,6 +149,13 @@ def jobs_in_words(runs: Iterable[RunStatus]) -> list[str]:
         f"{counted(number, 'run')} {each}{f' on {node}' if node else ''}{f': {reason}' if reason else ''}"
         for (each, node, reason), number in groups.items()
     ]
+
+
+def confirmations_in_words(chooser: QueuedRun) -> str:
+    """Say what becomes of confirmations that are not chosen yet."""
+    if chooser.is_live:
+        return f"Confirmations are chosen by job {chooser.task_id} when the grid is done."
+    return f"Confirmations are not chosen: {queued_reason(chooser)}; critbatch submit queues them again"
 
 
 def failures(runs: Iterable[RunStatus], folder: Path) -> list[str]:

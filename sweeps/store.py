@@ -8,7 +8,7 @@ and `sweep.json` lists the current ones only; finished runs are found again by t
 import fcntl
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,6 +20,7 @@ from harness.config import MachineConfig, RunConfig
 from harness.failures import FailureKind, write_failure
 from harness.origin import host_name
 from harness.record import PlannedRun, RunFolder, SweepManifest, read_json, write_atomically, write_json
+from sweeps.added import Proposal, added_runs, write_round
 from sweeps.spec import SweepSpec
 from sweeps.sweep_file import dump_spec, read_spec
 
@@ -104,14 +105,18 @@ def records(folder: SweepFolder) -> list[dict[str, Any]]:
     return found
 
 
-def write_sweep(spec: SweepSpec, runs: Iterable[RunConfig], folder: SweepFolder) -> None:
-    """Write sweep.yaml, sweep.json and the configuration of every run; confirmations of the same grid stay listed.
+def write_sweep(
+    spec: SweepSpec, runs: Iterable[RunConfig], folder: SweepFolder, like: Sequence[RunConfig] | None = None
+) -> None:
+    """Write sweep.yaml, sweep.json and the configuration of every run; confirmations of the same grid stay listed, and
+    so do the runs that rounds added to it (`sweeps.added`): those that are `like` its runs, by default the ones given.
 
     Raises: ValueError when the folder cannot be written.
     """
     runs = list(runs)
-    planned = tuple(PlannedRun(run_id=run.run_id) for run in runs)
     with _writable(folder.path), locked(folder):
+        added = added_runs(folder.path, runs if like is None else like)
+        planned = tuple(dict.fromkeys(PlannedRun(run_id=run.run_id) for run in [*runs, *added]))
         confirmed = _confirmations(folder, planned)
         _write_runs(runs, spec.machine, folder)
         write_atomically(folder.spec, dump_spec(spec).encode())
@@ -125,6 +130,19 @@ def add_confirmations(spec: SweepSpec, runs: Iterable[RunConfig], folder: SweepF
         grid = tuple(run for run in folder.read_manifest().runs if run.stage == "grid")
         _write_runs(runs, spec.machine, folder)
         _write_manifest(spec, grid + tuple(PlannedRun(run_id=run.run_id, stage="confirm") for run in runs), folder)
+
+
+def add_round(
+    spec: SweepSpec, command: str, axes: Iterable[str], proposals: Sequence[Proposal], folder: SweepFolder
+) -> None:
+    """Add the runs of a round to the sweep's grid stage, with the reasons."""
+    runs = [proposal.run for proposal in proposals]
+    with _writable(folder.path), locked(folder):
+        _write_runs(runs, spec.machine, folder)
+        write_round(folder.path, command, axes, proposals)
+        listed = folder.read_manifest().runs
+        new = {run.run_id for run in runs} - {run.run_id for run in listed}
+        _write_manifest(spec, (*listed, *(PlannedRun(run_id=run.run_id) for run in runs if run.run_id in new)), folder)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 from harness.batch_plan import plan_batch
 from harness.config import MachineConfig, RunConfig
-from harness.optimizers.config import MuonConfig
 from harness.record import TIMINGS_JSON, Value, write_json
 from sweeps.store import SweepFolder, is_running
 
@@ -64,8 +63,10 @@ def kinds(runs: Iterable[RunConfig], machine: MachineConfig) -> list[tuple[RunCo
 
 
 def _work(run: RunConfig) -> tuple[object, ...]:
-    """Return the settings of a run that decide how long a step takes, beside its micro-batch."""
-    muon = run.optimizer if isinstance(run.optimizer, MuonConfig) else None
-    newton_schulz = muon and (muon.newton_schulz, muon.newton_schulz_dtype)
+    """Return the settings of a run that decide how long a step takes, beside its micro-batch.
+
+    Of an optimizer these are its kinds of work: a number takes no longer for being another.
+    """
+    kinds_of_work = tuple((name, value) for name, value in run.optimizer if isinstance(value, str | bool))
     clipped, averaged = run.max_grad_norm is not None, run.averaging.kind != "none"
-    return run.model, run.optimizer.name, newton_schulz, run.precision, clipped, averaged
+    return run.model, kinds_of_work, run.precision, clipped, averaged

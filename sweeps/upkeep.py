@@ -10,7 +10,7 @@ from harness.origin import host_name
 from harness.record import RunFolder
 from sweeps.clusters import slurm
 from sweeps.clusters.queue import QueuedJob, queue_lock, queued_jobs
-from sweeps.states import read_queue
+from sweeps.states import Queue, read_queue
 from sweeps.store import (
     State,
     SweepFolder,
@@ -24,12 +24,12 @@ from sweeps.store import (
 )
 
 
-def forget_failures(folder: SweepFolder) -> list[str]:
+def forget_failures(folder: SweepFolder, queue: Queue) -> list[str]:
     """Make the failed runs planned or interrupted again; return them.
 
     Those of a job that is still live are left: it is past them, and `critbatch submit` queues them anew as they are.
     """
-    queue, forgotten = read_queue(folder.path), []
+    forgotten = []
     for run in _runs(folder):
         queued = queue.runs.get(run.path.name)
         if state(run) != State.FAILED or (queued and queued.is_live):

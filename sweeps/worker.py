@@ -7,9 +7,7 @@ Ctrl-C is the parent's business; SIGTERM and SIGUSR2 end it once the run has sav
 import contextlib
 import importlib
 import os
-import shlex
 import signal
-import subprocess
 import sys
 import threading
 import traceback
@@ -22,13 +20,10 @@ from typing import NoReturn
 
 from harness import STOPPED
 from harness.config import MachineConfig, RunConfig
-from harness.failures import FailureKind, is_unwritable, kind_of, reason_of
-from harness.halving import micro_batch_halvings
-from harness.record import RunFolder, read_json
+from harness.failures import is_unwritable, kind_of, reason_of
+from harness.record import RunFolder
+from sweeps.distributed import train_distributed
 from sweeps.store import State, claim, read_machine, read_run, record_failure, remove_broken_record, result_state
-
-#: The variable with a command that starts the processes of a run on several devices: `… DEVICES FOLDER`.
-LAUNCHER = "CRITBATCH_LAUNCHER"
 
 Train = Callable[[RunConfig, MachineConfig, Path], str]
 
@@ -96,48 +91,10 @@ def writing(run: RunFolder) -> Iterator[None]:
 def _train(run: RunFolder, train: str, descriptor: int) -> str:
     config, machine = read_run(run), read_machine(run)
     if machine.devices > 1:
-        return _train_distributed(run, machine.devices, descriptor)
+        return train_distributed(run, machine.devices, descriptor)
     module, _, function = train.partition(":")
     chosen: Train = getattr(importlib.import_module(module), function)
     return chosen(config, machine, run.path)
-
-
-def _train_distributed(run: RunFolder, devices: int, descriptor: int) -> str:
-    """Train in one process for each device, below this one. They keep the claim if this process is killed.
-
-    When memory has run out on one of them, all start anew, with half the micro-batch.
-    """
-    halvings = micro_batch_halvings(run)
-    child = subprocess.Popen(_launch_command(run, devices), pass_fds=(descriptor,))
-    try:
-        status = child.wait()
-    except SystemExit:
-        child.terminate()
-        child.wait()
-        raise
-    if micro_batch_halvings(run) > halvings:
-        return _train_distributed(run, devices, descriptor)
-    if status in (0, STOPPED):
-        return result_state(run) or State.INTERRUPTED
-    _record_distributed_failure(run, f"{devices} processes ended with status {status}; {run.log} says why")
-    return State.FAILED
-
-
-def _launch_command(run: RunFolder, devices: int) -> list[str]:
-    """Return what starts the processes: torchrun, or what the variable says where a cluster has its own way."""
-    if LAUNCHER in os.environ:
-        return [*shlex.split(os.environ[LAUNCHER]), str(devices), str(run.path)]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={devices}"]
-    return [*torchrun, "-m", "harness.train", str(run.path)]
-
-
-def _record_distributed_failure(run: RunFolder, otherwise: str) -> None:
-    """Record what the first process to fail said, now that the log is complete; `otherwise` when none could."""
-    if run.failure.exists():
-        said = read_json(run.failure)
-        record_failure(run, said["reason"], FailureKind(said["kind"]))
-    else:
-        record_failure(run, otherwise)
 
 
 @contextlib.contextmanager
@@ -166,6 +123,8 @@ def _stop_on_signals() -> None:
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
     del number, frame
+    for each in STOP_SIGNALS:
+        signal.signal(each, signal.SIG_IGN)  # it is leaving; a second one must not keep it from waiting for others
     raise SystemExit(STOPPED)
 
 

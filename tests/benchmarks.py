@@ -6,6 +6,7 @@ times are for orientation only.
 
 import contextlib
 import io
+import random
 import statistics
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 from unittest import mock
 
 import lightning.pytorch as pl
+import pytest
 import torch
 import torch.nn.functional as F
 import yaml
@@ -31,17 +33,23 @@ from harness.data import MicroBatches
 from harness.model import Transformer
 from harness.module import LanguageModel
 from harness.optimizers.combined import CombinedOptimizer, build_optimizer
-from harness.optimizers.config import MuonConfig
+from harness.optimizers.config import OPTIMIZERS
 from harness.shards import open_shard
 from harness.train import train
+from sweeps.clusters.profile import ClusterProfile
+from sweeps.clusters.submission import Submission, submit
 from sweeps.grid import expand
 from sweeps.spec import SweepSpec
+from sweeps.speed import Speed
 from sweeps.store import SweepFolder, write_sweep
 from tests.fake_training import finish
+from tests.slurm_stand_in import StandIn
 from tests.sweep_examples import changed, prepared
 from tests.test_optimizers import muon_group, random_weights, set_gradients
 
 MICRO_BATCH_TOKENS = 2048
+#: What adds something to Muon's step.
+RELATIVES = ("muon_plus", "normuon", "orscale", "orscale_lm", "mona")
 WARM_UP_STEPS, TIMED_STEPS = 3, 100
 
 
@@ -51,12 +59,13 @@ def main() -> None:
     for optimizer in ("adamw", "muon"):
         for batch, limit in ((2048, 1.05), (16_384, 1.02)):
             training_step(optimizer, batch, limit)
-    for width, layers, limit, pairs in ((64, 4, 0.55, 40), (128, 4, 0.85, 40), (256, 6, 1.05, 12), (768, 2, 1.05, 7)):
-        muon_step(width, layers, limit, pairs)
+    for width, layers, gram_limit, pairs in ((64, 4, 0.5, 40), (128, 4, 0.65, 40), (256, 6, 0.8, 12)):
+        optimizer_steps(width, layers, gram_limit, pairs)
     start_up()
     plan_of_many_runs()
     write_sweep_of_many_runs()
     status_of_many_runs()
+    submission_of_many_runs()
 
 
 def training_step(optimizer: str, batch: int, limit: float) -> None:
@@ -142,16 +151,33 @@ def plain_optimizer(network: Transformer, run: RunConfig) -> torch.optim.Optimiz
     return optimizer
 
 
-def muon_step(width: int, layers: int, limit: float, pairs: int) -> None:
-    """Muon's step against torch.optim.Muon on the hidden matrices of a model."""
+def optimizer_steps(width: int, layers: int, gram_limit: float, pairs: int) -> None:
+    """Muon's step, in both forms of Newton–Schulz, against torch.optim.Muon; each relative's against Muon's.
+
+    On the hidden matrices of a model, all in turn and each round in another order, in seconds of the processor: they do
+    not count who else is on it.
+    """
     shapes = [(width, width)] * 4 * layers + [(4 * width, width)] * layers + [(width, 4 * width)] * layers
-    ours, theirs = random_weights(shapes), random_weights(shapes)
-    set_gradients(ours, 0)
+    theirs = random_weights(shapes)
     set_gradients(theirs, 0)
-    optimizer = muon_group(ours, MuonConfig(peak_lr=0.02))
-    reference = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
-    times = [(seconds_of(optimizer.step), seconds_of(reference.step)) for _ in range(pairs + 1)][1:]
-    report(f"Muon step, d{width} L{layers}, against torch.optim.Muon", times, limit)
+    steps = {
+        "torch.optim.Muon": torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw").step
+    }
+    settings = {"muon": {}, "muon, gram": {"newton_schulz_form": "gram"}, **{name: {} for name in RELATIVES}}
+    for name, extra in settings.items():
+        weights = random_weights(shapes)
+        set_gradients(weights, 0)
+        config = OPTIMIZERS[name.partition(",")[0]].model_validate({"peak_lr": 0.02, **extra})
+        steps[name] = muon_group(weights, config).step
+    rounds = [
+        {name: processor_seconds_of(steps[name]) for name in random.Random(number).sample(sorted(steps), len(steps))}
+        for number in range(pairs + 1)
+    ][1:]
+    limits = {"muon": ("torch.optim.Muon", 1.05), "muon, gram": ("torch.optim.Muon", gram_limit)}
+    for name in settings:
+        other, limit = limits.get(name, ("muon", 1.2))
+        times = [(seconds[name], seconds[other]) for seconds in rounds]
+        report(f"d{width} L{layers} step of {name}, against {other}", times, limit)
 
 
 def start_up() -> None:
@@ -189,18 +215,35 @@ def write_sweep_of_many_runs() -> None:
 
 
 def status_of_many_runs() -> None:
-    """Seconds to say where 10,000 finished runs of 200 evaluations stand, as a whole process."""
+    """Seconds to say where 10,000 runs stand, planned ones and finished ones of 200 evaluations, as whole processes."""
     spec, runs = many_runs(10_000)
     with tempfile.TemporaryDirectory() as place, mock.patch("os.fsync"):
         folder = SweepFolder(Path(place))
         write_sweep(spec, runs, folder)
+        time_status(folder, "planned")
         for run in runs:
             files = folder.run(run.run_id)
             finish(run, files)
             files.evaluations.write_text(files.evaluations.read_text() * 200)
-        command = [str(Path(sys.executable).with_name("critbatch")), "status", place]
-        seconds = [seconds_of(partial(subprocess.run, command, capture_output=True, check=True)) for _ in range(5)]
-    print(f"{'critbatch status of 10,000 runs':<52} {statistics.median(seconds):6.2f} s   (limit 2 s)")
+        time_status(folder, "finished")
+
+
+def time_status(folder: SweepFolder, state: str) -> None:
+    command = [str(Path(sys.executable).with_name("critbatch")), "status", str(folder.path)]
+    seconds = [seconds_of(partial(subprocess.run, command, capture_output=True, check=True)) for _ in range(5)]
+    print(f"{f'critbatch status of 10,000 {state} runs':<52} {statistics.median(seconds):6.2f} s   (limit 2 s)")
+
+
+def submission_of_many_runs() -> None:
+    """Calls of sbatch and seconds to submit 1,000 runs, where a stand-in takes no time."""
+    spec, runs = many_runs(1000)
+    with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
+        stand_in, folder = StandIn(Path(place) / "bin", patch), SweepFolder(Path(place) / "many")
+        write_sweep(spec, runs, folder)
+        asked = Submission(folder, spec, ClusterProfile(name="stand-in"), runs, Speed(None, "not measured"))
+        seconds = seconds_of(lambda: submit(asked))
+        calls = len(stand_in.calls("sbatch"))
+    print(f"{f'submit 1,000 runs, in {calls} sbatch':<52} {seconds:6.2f} s   (limit 10 s, a handful)")
 
 
 def many_runs(count: int) -> tuple[SweepSpec, list[RunConfig]]:
@@ -213,6 +256,12 @@ def seconds_of(act: Callable[[], object]) -> float:
     start = time.perf_counter()
     act()
     return time.perf_counter() - start
+
+
+def processor_seconds_of(act: Callable[[], object]) -> float:
+    start = time.thread_time()
+    act()
+    return time.thread_time() - start
 
 
 def report(name: str, times: list[tuple[float, float]], limit: float) -> None:

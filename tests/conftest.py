@@ -8,6 +8,7 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small matrices: threads that share two cores only wait for each other
 
+from tests.disk import Disk
 from tests.runs import write_text
 from tests.slurm_cluster import CLIENT_VARIABLES, SlurmCluster, require_slurm
 
@@ -20,6 +21,14 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """A disk that can be filled or made read-only; a skip where this process may not mount one."""
+    mounted = Disk(tmp_path / "disk")
+    yield mounted
+    mounted.unmount()
 
 
 @pytest.fixture(scope="session")

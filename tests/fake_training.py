@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 from harness.config import MachineConfig, RunConfig
 from harness.failures import DataError, TooLargeError
@@ -66,10 +67,25 @@ def finish(run: RunConfig, files: RunFolder, loss: float = 2.0) -> None:
     """Write the record of a finished run: its last evaluation and the completed row."""
     row = dict.fromkeys(EVALUATION_COLUMNS)
     append_row(files.evaluations, row | {"run_id": run.run_id, "step": run.steps, "val_loss_nats": loss})
-    known = {"run_id": run.run_id, "status": "finished", "stop_reason": "budget", "tokens_seen": run.realized_tokens}
+    known = {"status": "finished", "stop_reason": "budget", "tokens_seen": run.realized_tokens}
     speed = {"step": run.steps, "train_seconds": 2.0, "flops_per_token": 1e6, "optimizer_flops_per_step": 0.0}
-    write_json(files.run, dict.fromkeys(RUN_COLUMNS) | known | speed)
+    write_json(files.run, dict.fromkeys(RUN_COLUMNS) | science(run) | known | speed)
     files.checkpoint.unlink(missing_ok=True)
+
+
+def science(run: RunConfig) -> dict[str, Any]:
+    """Return what an analysis asks of a record."""
+    of_run = ("run_id", "global_batch_tokens", "token_budget", "realized_tokens", "protocol", "init_seed", "data_seed")
+    return {name: getattr(run, name) for name in of_run} | {
+        "model": run.model_name,
+        "optimizer": run.optimizer.name,
+        "peak_lr": run.optimizer.peak_lr,
+        "schedule": run.schedule.kind,
+        "averaging": run.averaging.kind,
+        "precision": run.precision,
+        "science_version": run.science_version,
+        "config_json": run.model_dump_json(),
+    }
 
 
 def _wait_for_a_signal(files: RunFolder) -> None:

@@ -2,9 +2,11 @@
 is lost, repeated or resumed from the wrong place shows in the curve.
 
 `STEP_SECONDS` in the environment is how long a step takes. With `behaviour.txt` in the sweep's folder saying `fail`,
-runs of Muon raise; with `die`, they kill their process.
+runs of Muon raise; with `die`, they kill their process; with `refuse at step N: WORDS`, the system refuses to write
+then, in these words of its own.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -15,6 +17,7 @@ from typing import Any
 
 from harness.config import MachineConfig, RunConfig
 from harness.record import EVALUATION_COLUMNS, RUN_COLUMNS, RunFolder, append_row, read_json, trim_rows, write_json
+from tests.fake_training import science
 
 
 class Stopped(BaseException):
@@ -31,6 +34,7 @@ def train(run: RunConfig, machine: MachineConfig, folder: Path) -> str:
     state = _start(run, files)
     saved_at = time.monotonic()
     while state["step"] < run.steps:
+        _refuse(state["step"], folder.parent.parent / "behaviour.txt")
         state = _step(run, files, state)
         if signalled or time.monotonic() - saved_at > 1.0:
             write_json(files.checkpoint, state)
@@ -56,24 +60,9 @@ def _start(run: RunConfig, files: RunFolder) -> dict[str, Any]:
     before = read_json(files.run) if files.run.exists() else {}
     resumes = before["resumes"] + 1 if before and state["step"] else 0
     record = {"status": "running", "resumes": resumes, "code_commit": _code()}
-    write_json(files.run, dict.fromkeys(RUN_COLUMNS) | _science(run) | record)
+    write_json(files.run, dict.fromkeys(RUN_COLUMNS) | science(run) | record)
     trim_rows(files.evaluations, state["step"])
     return state
-
-
-def _science(run: RunConfig) -> dict[str, Any]:
-    """Return what an analysis asks of a record."""
-    of_run = ("run_id", "global_batch_tokens", "token_budget", "realized_tokens", "protocol", "init_seed", "data_seed")
-    return {name: getattr(run, name) for name in of_run} | {
-        "model": run.model_name,
-        "optimizer": run.optimizer.name,
-        "peak_lr": run.optimizer.peak_lr,
-        "schedule": run.schedule.kind,
-        "averaging": run.averaging.kind,
-        "precision": run.precision,
-        "science_version": run.science_version,
-        "config_json": run.model_dump_json(),
-    }
 
 
 def _step(run: RunConfig, files: RunFolder, state: dict[str, Any]) -> dict[str, Any]:
@@ -96,6 +85,13 @@ def _misbehave(run: RunConfig, behaviour: Path) -> None:
         raise ValueError("the corpus has been moved")
     if action == "die":
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _refuse(step: int, behaviour: Path) -> None:
+    action = behaviour.read_text() if behaviour.exists() else ""
+    if action.startswith(f"refuse at step {step}: "):
+        words = action.partition(": ")[2]
+        raise OSError(next(each for each in (errno.ENOSPC, errno.EROFS) if os.strerror(each) == words), words)
 
 
 def _next(value: str, step: int) -> str:

@@ -175,6 +175,9 @@ def test_twenty_runs_under_random_signals_each_finish_once_with_the_curve_of_the
         steps = [row["step"] for row in read_rows(run.evaluations)]
         assert len(steps) == len(set(steps)), run
         assert science_rows(run.path) == science_rows(undisturbed.path), run
+    assert {read_json(run.run)["code_snapshot"] for run in runs_of(folder)} == {
+        path.name for path in (folder.path / "code").iterdir()
+    }
     resumes = sum(read_json(run.run)["resumes"] for run in runs_of(folder))
     with capsys.disabled():
         print(f"\nsurvived {chaos.strikes.total()} interruptions ({resumes} resumes): {dict(chaos.strikes)}")

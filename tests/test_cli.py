@@ -340,10 +340,11 @@ def test_status_counts_cells_and_lists_runs(tmp_path: Path, capsys: pytest.Captu
     assert "failed: out of luck" in tables
 
 
-def test_tables_of_runs_fit_80_columns_with_every_word_whole() -> None:
+@pytest.mark.parametrize("node", [None, "n1", "gpu-a100-long-name-017"])
+def test_tables_of_runs_fit_80_columns_with_every_word_whole(node: str | None) -> None:
     run = RunStatus(
         "adamw-1", "grid", State.INTERRUPTED, "adamw", 16384, 0.0225, 0, 10, 2097152, 1048576, 2.123, 1234567.0, 4000.0,
-        None,
+        None, node=node, job=node and "7_1",
     )  # fmt: skip
     console = Console(width=80)
     with console.capture() as capture:
@@ -351,6 +352,7 @@ def test_tables_of_runs_fit_80_columns_with_every_word_whole() -> None:
     words = capture.get().split()
     for word in ("adamw", "16,384", "0.0225", "0.10", "interrupted", "1,048,576", "2,097,152", "1,234,567", "(at"):
         assert word in words
+    assert (node is None) or f"on{node}" in "".join(line[29:40] for line in capture.get().splitlines()).replace(" ", "")
 
 
 def test_status_reads_files_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

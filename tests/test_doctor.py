@@ -1,4 +1,4 @@
-"""What `critbatch doctor` makes of what it sees; on a real Slurm: test_slurm.py."""
+"""What `critbatch doctor` makes of what it sees; on a real Slurm: test_slurm_doctor.py."""
 
 from pathlib import Path
 from typing import Any

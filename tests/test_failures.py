@@ -2,9 +2,8 @@
 
 import errno
 import os
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from harness.train import main, train
 from sweeps.launch import run_folder
 from sweeps.store import SweepFolder
 from sweeps.worker import attempt
+from tests.disk import Disk
 from tests.runs import tiny_run, write_text
 from tests.sweep_examples import started
 from tests.test_train import EVERY_STEP, MACHINE, CrashError, act_in_micro_batch, crash, science_rows, write_run
@@ -168,33 +168,6 @@ def test_checkpoint_that_does_not_fit_leaves_the_one_before(
     assert [path.name for path in (tmp_path / "run").glob("*.ckpt*")] == ["checkpoint.ckpt"]
     assert train(run, EVERY_STEP, tmp_path / "run", cache) == "finished"
     assert science_rows(tmp_path / "run") == science_rows(tmp_path / "undisturbed")
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator["Disk"]:
-    """A disk of its own, where this process may mount one (root on Linux)."""
-    mounted = Disk(tmp_path / "disk")
-    yield mounted
-    mounted.unmount()
-
-
-class Disk:
-    """A file system in memory, whose size and mode can be changed."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.mkdir()
-        words = ["mount", "-t", "tmpfs", "-o", "size=64m", "disk", str(path)]
-        try:
-            subprocess.run(words, check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError):
-            pytest.skip("no right to mount a disk: the stand-ins above are tested alone")
-
-    def change(self, option: str) -> None:
-        subprocess.run(["mount", "-o", f"remount,{option}", str(self.path)], check=True)
-
-    def unmount(self) -> None:
-        subprocess.run(["umount", str(self.path)], check=True)
 
 
 def test_run_on_a_disk_that_fills_up_goes_on_when_there_is_room(

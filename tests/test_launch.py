@@ -343,7 +343,8 @@ def test_default_slots_are_one_per_core_or_gpu(folder: SweepFolder, monkeypatch:
 
 
 @pytest.mark.slow
-def test_submitted_jobs_share_the_runs(folder: SweepFolder) -> None:
+def test_submitted_jobs_share_the_runs(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     behave(folder, "slow")
     jobs = launch.submit_local(folder, 2, train=TRAIN)
     for job in jobs:

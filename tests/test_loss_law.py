@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -88,6 +88,7 @@ def test_log_tokens_below_the_floor_is_infinite() -> None:
     assert np.all(np.isposinf(fitted(losses()).log_tokens(FLOOR - 0.01)))
 
 
+@settings(deadline=None)
 @given(st.floats(min_value=1e-3, max_value=1e3))
 def test_scaling_all_tokens_scales_the_tokens_to_a_target(factor: float) -> None:
     noisy = losses() + 0.003 * np.random.default_rng(0).standard_normal(len(BATCH))

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from harness.config import ModelConfig
 from harness.model import Transformer
 from harness.optimizers.combined import CombinedOptimizer, build_optimizer, route
-from harness.optimizers.config import NEWTON_SCHULZ_ITERATIONS, AdamWConfig, HalfLife, MuonConfig, decay_per_step
-from harness.optimizers.newton_schulz import COEFFICIENTS, batches, orthogonalise
+from harness.optimizers.config import AdamWConfig, HalfLife, MuonConfig, decay_per_step
+from harness.optimizers.newton_schulz import COEFFICIENTS, NEWTON_SCHULZ_ITERATIONS, batches, orthogonalise
+from harness.optimizers.rule import Optimizer
 
 MODEL = ModelConfig.parse({"width": 32, "layers": 2, "heads": 2, "sequence_length": 16, "vocab_size": 50}, "test")
 
@@ -48,23 +49,11 @@ def reference_muon(weight: Tensor, gradients: list[Tensor], config: MuonConfig) 
     return weight
 
 
-def muon_group(weights: list[nn.Parameter], config: MuonConfig) -> CombinedOptimizer:
-    return CombinedOptimizer(
-        [
-            {
-                "params": weights,
-                "algorithm": "muon",
-                "lr": config.peak_lr,
-                "lr_multiplier": 1.0,
-                "momentum": config.momentum,
-                "nesterov": config.nesterov,
-                "weight_decay": config.weight_decay,
-                "scale": config.scale,
-                "newton_schulz": config.newton_schulz,
-                "newton_schulz_dtype": config.newton_schulz_dtype,
-            }
-        ]
-    )
+def muon_group(weights: list[nn.Parameter], config: Optimizer) -> CombinedOptimizer:
+    """All weights by the rule of the hidden matrices."""
+    rule, multiplier, decay = config.assign("hidden", (1, 1))
+    settings = {"algorithm": rule.algorithm, "lr": config.peak_lr * multiplier, "lr_multiplier": multiplier}
+    return CombinedOptimizer([{"params": weights, "weight_decay": decay} | settings | rule.options(1)])
 
 
 def random_weights(shapes: list[tuple[int, int]], seed: int = 0) -> list[nn.Parameter]:
@@ -76,7 +65,7 @@ def set_gradients(weights: list[nn.Parameter], seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     gradients = [torch.randn(weight.shape, generator=generator) for weight in weights]
     for weight, gradient in zip(weights, gradients, strict=True):
-        weight.grad = gradient.clone()
+        weight.grad = gradient.to(weight.dtype, copy=True)
     return gradients
 
 
@@ -129,8 +118,8 @@ def test_orthogonalise_brings_singular_values_near_one(
     left, _, right = torch.linalg.svd(torch.randn(shape, generator=generator), full_matrices=False)
     values = torch.logspace(-1, 0, min(shape))  # over its Frobenius norm all lie in [.01, 1]
     matrix = left @ torch.diag(values) @ right
-    for dtype, slack in ((torch.float32, 0.0), (torch.bfloat16, 0.03)):
-        (result,) = orthogonalise([matrix * 7], coefficients, dtype)
+    for dtype, slack in (("float32", 0.0), ("bfloat16", 0.03)):
+        ((result,),) = orthogonalise([matrix * 7], coefficients, dtype)
         singular = torch.linalg.svdvals(result.float())
         assert float(singular.max()) <= high + slack
         assert float(singular.min()) >= low - slack
@@ -142,9 +131,9 @@ def test_orthogonalise_in_a_batch_equals_one_by_one(rows: int, columns: int, cou
     generator = torch.Generator().manual_seed(rows * 100 + columns)
     matrices = [torch.randn(rows, columns, generator=generator) for _ in range(count)]
     matrices += [torch.randn(columns, rows, generator=generator)]
-    together = orthogonalise(matrices, "keller", torch.float32)
+    together = [each for stack in orthogonalise(matrices, "keller", "float32") for each in stack]
     for matrix, result in zip(matrices, together, strict=True):
-        (alone,) = orthogonalise([matrix], "keller", torch.float32)
+        ((alone,),) = orthogonalise([matrix], "keller", "float32")
         assert torch.allclose(result, alone, atol=1e-5)
         left, _, right = torch.linalg.svd(matrix, full_matrices=False)
         # the polar factor turns the same way: the iteration changes singular values only
@@ -152,7 +141,7 @@ def test_orthogonalise_in_a_batch_equals_one_by_one(rows: int, columns: int, cou
 
 
 def test_orthogonalise_leaves_a_zero_matrix_zero_and_finite() -> None:
-    zero, one = orthogonalise([torch.zeros(8, 8), torch.eye(8)])
+    ((zero, one),) = orthogonalise([torch.zeros(8, 8), torch.eye(8)])
     assert torch.equal(zero, torch.zeros(8, 8, dtype=torch.bfloat16))
     assert torch.isfinite(one).all()
 

@@ -1,5 +1,6 @@
 """What is asked of Slurm, how often, and what is believed."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,47 @@ def test_answer_stands_when_slurm_is_silent_with_the_reason(stand_in: StandIn, s
     after = slurm.ask(sweep, max_age_seconds=0.0)
     assert after.tasks == before.tasks
     assert after.problem == "squeue: slurm_load_jobs error: Unable to contact slurm controller"
+
+
+def test_what_has_left_the_queue_is_over_though_the_accounts_have_it_running(stand_in: StandIn, sweep: Path) -> None:
+    remember(job("7", tasks=1), sweep)
+    stand_in.says("sacct", "7|RUNNING|n1\n")
+    assert slurm.ask(sweep).tasks["7"].state == "UNKNOWN"
+
+
+def test_slurm_that_does_not_answer_is_asked_once_in_a_while_too(
+    stand_in: StandIn, sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remember(job("7"), sweep)
+    (stand_in.folder / "down").touch()
+    answers = [slurm.ask(sweep) for _ in range(5)]
+    assert len(stand_in.calls("squeue")) == 1
+    assert {answer.problem for answer in answers} == {
+        "squeue: slurm_load_jobs error: Unable to contact slurm controller"
+    }
+    remember(job("8"), sweep)
+    assert slurm.ask(sweep).tasks == {}
+    assert slurm.ask(sweep, max_age_seconds=0.0).problem
+    assert len(stand_in.calls("squeue")) == 2
+    (stand_in.folder / "down").unlink()
+    stand_in.runs("7_0", "7_1", "8_0", "8_1")
+    later = slurm.time.time() + slurm.ASK_EVERY_SECONDS + 1
+    monkeypatch.setattr(slurm.time, "time", lambda: later)
+    assert slurm.ask(sweep).is_live("8_1")
+    assert slurm.ask(sweep).problem is None
+
+
+@pytest.mark.parametrize("command", ["squeue", "sacct"])
+def test_slurm_that_hangs_is_left_alone_after_some_seconds(
+    stand_in: StandIn, sweep: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr(slurm, "_ASK_SECONDS", 0.3)
+    remember(job("7", tasks=1), sweep)
+    (stand_in.folder / command).write_text("#!/bin/bash\nexec sleep 60\n")
+    began = time.monotonic()
+    answer = slurm.ask(sweep)
+    assert time.monotonic() - began < 5
+    assert (answer.tasks, answer.problem) == ({}, f"{command} did not answer within 0.3 s; try again later")
 
 
 def test_missing_command_is_named(sweep: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

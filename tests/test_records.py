@@ -11,6 +11,7 @@ from polars.testing import assert_frame_equal
 
 from analysis.inputs.records import load, save
 from harness.record import RunFolder, read_json, read_rows, write_json
+from tests.disk import Disk
 from tests.synthetic import Laboratory, plan, records, write_runs
 
 LAB = Laboratory(batches=(1024, 4096), grid_seeds=(0,), fresh_seeds=())
@@ -41,6 +42,16 @@ def test_load_reads_the_parquet_files_where_there_are_no_runs(
     (published / "sweep.json").write_bytes((folder / "sweep.json").read_bytes())
     assert_frame_equal(load(published).runs, load(folder).runs)
     assert_frame_equal(load(published).evaluations, load(folder).evaluations)
+
+
+def test_save_on_a_full_disk_leaves_the_earlier_files(disk: Disk) -> None:
+    made = records(LAB)
+    save(made, disk.path)
+    before = {path.name: path.read_bytes() for path in disk.path.iterdir()}
+    disk.fill(room_bytes=4096)
+    with pytest.raises(OSError, match="No space left"):
+        save(made, disk.path)
+    assert {path.name: path.read_bytes() for path in disk.path.iterdir()} == before
 
 
 def test_load_drops_a_torn_last_line(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The verbs about runs that were started: what they print, stop, remove, and leave alone."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -10,9 +11,10 @@ from pathlib import Path
 import pytest
 
 import sweeps.display
-from harness.record import RunFolder, read_json
+from harness.record import RunFolder, read_json, write_json
 from sweeps.cli import main
-from sweeps.clusters.queue import QueuedJob, remember
+from sweeps.clusters.queue import QueuedJob, queued_jobs, remember
+from sweeps.states import read_queue
 from sweeps.store import State, SweepFolder, claim, is_running, read_run, record_failure, state, write_sweep
 from sweeps.upkeep import forget_failures
 from tests.fake_training import finish
@@ -47,6 +49,17 @@ def submitted(folder: SweepFolder, *runs: RunFolder, job_id: str = "7") -> None:
         stage="grid", tasks=(tuple(run.path.name for run in runs),),
     )  # fmt: skip
     remember(job, folder.path)
+
+
+def jobs_files(folder: SweepFolder, *job_ids: str) -> dict[str, list[Path]]:
+    """Write a log and a pickle of each job, as submitit does."""
+    (folder.path / "jobs").mkdir()
+    files = {
+        each: [folder.path / "jobs" / f"{each}_{name}" for name in ("0_log.out", "submitted.pkl")] for each in job_ids
+    }
+    for path in (path for of_job in files.values() for path in of_job):
+        path.write_text(f"what {path.name} says\n")
+    return files
 
 
 def listed(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, str]:
@@ -114,6 +127,36 @@ def test_logs_prints_the_end_of_one_log_or_of_all_failed_ones(
     assert f"{quiet.path.name} line 99" in capsys.readouterr().out
 
 
+def test_logs_of_a_job_that_died_before_its_runs_began_is_that_of_the_job(
+    folder: SweepFolder, stand_in: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = runs_of(folder)
+    submitted(folder, *runs[:3])
+    jobs_files(folder, "7")
+    runs[0].log.write_text("step 1\n")
+    stand_in.says("squeue", "7|FAILED|n1|0||\n")
+    assert main(["logs", str(folder.path)]) == 0
+    out = capsys.readouterr().out
+    assert out.count("==> 115k") == 3
+    assert out.count("lost, job 7 ended as failed, without a result") == 3
+    assert "step 1\n" in out
+    assert out.count("there is no log") == 2
+    assert out.count("what 7_0_log.out says") == 1
+    assert main(["logs", str(folder.path), runs[3].path.name]) == 0
+    assert "job 7" not in capsys.readouterr().out
+
+
+def test_logs_of_a_run_that_ended_has_those_of_its_job(folder: SweepFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    run, *_ = runs_of(folder)
+    finish(read_run(run), run)
+    write_json(run.run, read_json(run.run) | {"job_id": "7_3"})
+    jobs_files(folder, "7_3")
+    assert main(["logs", str(folder.path), run.path.name]) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        f"==> job 7_3 ({folder.path / 'jobs' / '7_3_0_log.out'})", "what 7_3_0_log.out says",
+    ]  # fmt: skip
+
+
 def test_logs_of_a_run_that_is_not_one_says_how_many_there_are(
     folder: SweepFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,8 +186,21 @@ def test_retry_leaves_the_failures_of_a_live_job_that_is_past_them(folder: Sweep
     submitted(folder, failed, *others)
     record_failure(failed, "out of luck")
     stand_in.runs("7")
-    assert forget_failures(folder) == []
+    assert forget_failures(folder, read_queue(folder.path)) == []
     assert failed.failure.exists()
+
+
+def test_retry_says_that_it_leaves_what_slurm_may_still_have(
+    folder: SweepFolder, stand_in: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    queued, local, *_ = runs_of(folder)
+    for run in (queued, local):
+        record_failure(run, "out of luck")
+    submitted(folder, queued)
+    (stand_in.folder / "down").touch()
+    assert main(["retry", str(folder.path), "--failed"]) == 0
+    assert "1 failed run can be tried again.\nSlurm did not answer, so those that it may" in capsys.readouterr().out
+    assert (queued.failure.exists(), local.failure.exists()) == (True, False)
 
 
 def test_retry_on_a_cluster_submits(
@@ -227,8 +283,53 @@ def test_clean_removes_logs_and_checkpoints_of_finished_runs_and_no_result(
     assert "Removed 2 files" in capsys.readouterr().out
     left = {path.name for path in finished.path.iterdir()} - {"claim"}
     assert left == {"config.json", "machine.json", "run.json", "evaluations.jsonl"}
+    assert not (folder.path / "queue").exists()
     assert interrupted.checkpoint.exists()
     assert read_json(finished.run)["status"] == "finished"
+
+
+def test_clean_forgets_jobs_that_are_over_and_leaves_what_is_in_flight_or_says_why_a_run_has_no_result(
+    folder: SweepFolder, stand_in: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished, lost, live, again = runs_of(folder)
+    for run in (finished, again):
+        finish(read_run(run), run)
+    for job_id, run in {"7": finished, "8": lost, "9": live, "10": again, "11": again}.items():
+        submitted(folder, run, job_id=job_id)
+    files = jobs_files(folder, "7", "8", "9", "10", "11", "4242")  # the last one: of this machine
+    stray = folder.path / "jobs" / "0123456789abcdef.pkl"
+    stray.touch()
+    stand_in.says("squeue", "7|COMPLETED|n1|0||\n8|FAILED|n1|0||\n9|RUNNING|n1|0||\n11|PENDING||0||\n")
+    assert main(["clean", str(folder.path), "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines()[:4] == sorted(map(str, files["7"] + files["10"]))
+    assert {path.exists() for of_job in files.values() for path in of_job} == {True}
+
+    assert main(["clean", str(folder.path)]) == 0
+    assert "Removed 4 files from jobs/ and 2 from queue/, of jobs that are over." in capsys.readouterr().out
+    assert [job.job_id for job in queued_jobs(folder.path)] == ["8", "9", "11"]
+    assert {name: of_job[0].exists() for name, of_job in files.items()} == {
+        "7": False, "8": True, "9": True, "10": False, "11": True, "4242": True,
+    }  # fmt: skip
+    assert stray.exists()  # may be of a submission that is being made
+    os.utime(stray, (0, 0))
+    for run in (lost, live):
+        finish(read_run(run), run)
+    assert main(["clean", str(folder.path)]) == 0
+    assert sorted(path.name[:2] for path in (folder.path / "jobs").iterdir()) == ["11", "11", "9_", "9_"]
+
+
+def test_clean_keeps_what_jobs_left_when_slurm_does_not_answer(
+    folder: SweepFolder, stand_in: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished, *_ = runs_of(folder)
+    finish(read_run(finished), finished)
+    submitted(folder, finished)
+    files = jobs_files(folder, "7")
+    (stand_in.folder / "down").touch()
+    assert main(["clean", str(folder.path)]) == 0
+    assert "Slurm did not answer, so what jobs have left is kept: squeue" in capsys.readouterr().out
+    assert all(path.exists() for path in files["7"])
+    assert len(queued_jobs(folder.path)) == 1
 
 
 def test_clean_removes_orphans_only_when_asked_and_never_one_with_a_result_or_in_hand(

@@ -1,13 +1,19 @@
 """The copy of the code that jobs run."""
 
+import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from harness.record import read_json
 from sweeps.clusters.snapshot import PACKAGES, ROOT, snapshot_folder, take_snapshot
+from sweeps.launch import submit_local
+from sweeps.store import is_missing
+from tests.sweep_examples import started
 
 
 @pytest.fixture
@@ -24,6 +30,12 @@ def checkout(tmp_path: Path) -> Path:
     for words in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "first"]):
         subprocess.run(["git", *words], cwd=root, check=True)
     return root
+
+
+def copy_of_this_code(place: Path) -> Path:
+    for package in (*PACKAGES, "tests"):
+        shutil.copytree(ROOT / package, place / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return place
 
 
 def test_snapshot_is_taken_once_for_each_content(checkout: Path, tmp_path: Path) -> None:
@@ -70,3 +82,35 @@ def test_snapshot_of_this_code_is_what_a_process_imports(tmp_path: Path) -> None
     assert {path.name for path in (ROOT / "sweeps" / "presets").iterdir()} == {
         path.name for path in (copy / "sweeps" / "presets").iterdir()
     }
+
+
+def test_pool_trains_with_the_code_that_it_was_started_with(tmp_path: Path) -> None:
+    checkout, folder = copy_of_this_code(tmp_path / "checkout"), started(tmp_path / "small")
+    (folder.path / "behaviour.txt").write_text("exit-once")  # so that every run starts a worker
+    code = (
+        "import sys; from pathlib import Path; from sweeps.store import SweepFolder\n"
+        "from sweeps.launch import run_folder\n"
+        "run_folder(SweepFolder(Path(sys.argv[1])), 1, train='tests.fake_training:train')"
+    )
+    environment = os.environ | {"PYTHONPATH": str(checkout)}
+    pool = subprocess.Popen([sys.executable, "-c", code, str(folder.path)], cwd=tmp_path, env=environment)
+    while not list(folder.path.glob("runs/*/attempts.txt")):
+        assert pool.poll() is None
+        time.sleep(0.05)
+    for package in PACKAGES:
+        (checkout / package / "__init__.py").write_text("raise RuntimeError('not the code that was started')")
+    assert pool.wait(60) == 0
+    assert not any(is_missing(folder.run(run.run_id)) for run in folder.read_manifest().runs)
+
+
+def test_job_on_this_machine_trains_with_the_code_that_was_submitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("STEP_SECONDS", "0")
+    folder = started(tmp_path / "small")
+    [job] = submit_local(folder, 1, train="tests.stepping:train")
+    job.result()
+    [code] = (folder.path / "code").iterdir()
+    for run in folder.read_manifest().runs:
+        assert read_json(folder.run(run.run_id).run)["code_commit"] == code.name

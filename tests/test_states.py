@@ -10,8 +10,8 @@ from sweeps.clusters.queue import QueuedJob, remember
 from sweeps.clusters.slurm import Task
 from sweeps.run_status import RunStatus
 from sweeps.states import QueuedRun, queued_reason, queued_state
-from sweeps.status import as_json, failures, jobs_in_words, read_status, stopped
-from sweeps.store import State, SweepFolder, claim, read_run, record_failure
+from sweeps.status import as_json, confirmations_in_words, failures, jobs_in_words, read_status, stopped
+from sweeps.store import State, SweepFolder, add_confirmations, claim, read_run, record_failure
 from tests.fake_training import finish
 from tests.slurm_stand_in import StandIn
 from tests.sweep_examples import started
@@ -174,12 +174,57 @@ def test_killed_for_memory_by_slurm_is_a_failure_of_that_kind(folder: SweepFolde
 def test_run_of_another_science_version_is_stale_with_or_without_result(folder: SweepFolder) -> None:
     done, planned, *_ = (folder.run(run.run_id) for run in folder.read_manifest().runs)
     finish(read_run(done), done)
-    for run in (done, planned):
-        write_json(run.config, read_json(run.config) | {"science_version": SCIENCE_VERSION - 1, "a key of then": 1})
+    then = {"science_version": SCIENCE_VERSION - 1, "a key of then": 1}
+    for file in (done.config, done.run, planned.config):
+        write_json(file, read_json(file) | then)
     found = statuses(folder)
     assert [run.state for run in found] == [State.STALE, State.STALE, State.PLANNED, State.PLANNED]
     assert str(found[0].reason).startswith(f"finished by science_version {SCIENCE_VERSION - 1}")
     assert found[0].loss_nats == 2.0
+
+
+def test_record_that_lacks_a_setting_is_completed_from_the_configuration(folder: SweepFolder) -> None:
+    done, *_ = (folder.run(run.run_id) for run in folder.read_manifest().runs)
+    finish(read_run(done), done)
+    whole = statuses(folder)[0]
+    write_json(done.run, read_json(done.run) | {"peak_lr": None})
+    assert (whole.peak_lr, statuses(folder)[0]) == (read_run(done).optimizer.peak_lr, whole)
+
+
+def test_finished_run_whose_evaluations_are_corrupt_or_gone_has_failed(folder: SweepFolder) -> None:
+    corrupt, gone, *_ = (folder.run(run.run_id) for run in folder.read_manifest().runs)
+    for run in (corrupt, gone):
+        finish(read_run(run), run)
+    corrupt.evaluations.write_text("not JSON\n")
+    gone.evaluations.unlink()
+    first, second, *_ = statuses(folder)
+    assert (first.state, second.state) == (State.FAILED, State.FAILED)
+    assert "line 1: not a JSON row" in str(first.reason)
+    assert "is gone" in str(second.reason)
+
+
+@pytest.mark.parametrize(
+    ("slurm", "words", "is_over"),
+    [
+        ("PENDING", "Confirmations are chosen by job 8_0 when the grid is done.", False),
+        ("FAILED", "Confirmations are not chosen: job 8_1 ended as failed, without a result;", True),
+    ],
+)
+def test_confirmations_to_come_are_told_until_they_are_listed(
+    folder: SweepFolder, stand_in: StandIn, slurm: str, words: str, is_over: bool
+) -> None:
+    for run in submitted(folder):
+        finish(read_run(run), run)
+    job = {"cluster": "test", "kind": "slurm", "minutes": 30, "submitted_at": AFTER}
+    remember(QueuedJob.parse(job | {"job_id": "8", "stage": "confirm", "tasks": [[], []]}, "test"), folder.path)
+    stand_in.says("squeue", f"8_0|{slurm}||0||\n8_1|{slurm}||0||\n")
+    status = read_status(folder)
+    assert status.chooser
+    assert confirmations_in_words(status.chooser).startswith(words)
+    assert status.is_over == is_over
+    confirmed = [run.model_copy(update={"init_seed": 5}) for run in map(read_run, submitted(folder))]
+    add_confirmations(folder.read_spec(), confirmed, folder)
+    assert read_status(folder).chooser is None
 
 
 def test_json_counts_every_state_and_lists_the_chosen_runs(folder: SweepFolder) -> None:

@@ -1,5 +1,6 @@
 """What of a sweep is submitted, in which jobs, with which options; sbatch is a stand-in that counts its calls."""
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from harness.record import read_json, write_json
 from sweeps.cli import main
 from sweeps.clusters.profile import ClusterProfile
 from sweeps.clusters.queue import queued_jobs
@@ -43,6 +45,21 @@ def tasks(folder: SweepFolder) -> list[tuple[str, ...]]:
     return [task for job in queued_jobs(folder.path) for task in job.tasks]
 
 
+def small_sweep(text: Path, place: Path, monkeypatch: pytest.MonkeyPatch, **keys: Any) -> str:
+    """Write a sweep over a text file into `place`, from now on the working folder; return its name."""
+    monkeypatch.chdir(place)
+    corpus = {"source": "text", "paths": [str(text / "*.txt")], "tokenizer": "ascii"}
+    base = SWEEP["base"] | {"corpus": corpus, "evaluation": {"tokens": 2048}}
+    Path("small.yaml").write_text(yaml.safe_dump(SWEEP | {"base": base} | keys))
+    return "small.yaml"
+
+
+def fail(folder: SweepFolder, run_id: str, at: str) -> None:
+    run = folder.run(run_id)
+    record_failure(run, "the corpus has been moved")
+    write_json(run.failure, read_json(run.failure) | {"failed_at": at})
+
+
 def test_submit_queues_every_missing_run_once_longest_first(folder: SweepFolder, stand_in: StandIn) -> None:
     done = stage_runs(folder, "grid")[0].run_id
     finish(read_run(folder.run(done)), folder.run(done))
@@ -75,9 +92,19 @@ def test_submit_takes_a_failed_run_while_its_job_trains_the_others(folder: Sweep
     [job] = submit(submission(folder, per_job=4))
     stand_in.runs(job.job_id)
     failed = job.tasks[0][1]
-    record_failure(folder.run(failed), "the corpus has been moved")
+    fail(folder, failed, at="2999-01-01T00:00:00+00:00")
     [again] = submit(submission(folder, per_job=4))
     assert again.tasks == ((failed,),)
+
+
+def test_submit_queues_a_run_that_failed_once_however_often_it_is_called(
+    folder: SweepFolder, stand_in: StandIn
+) -> None:
+    for run in stage_runs(folder, "grid"):
+        fail(folder, run.run_id, at="2026-01-01T00:00:00+00:00")
+    [job] = submit(submission(folder))
+    stand_in.runs(*job.task_ids, state="PENDING")
+    assert submit(submission(folder)) == []
 
 
 def test_submit_refuses_when_slurm_does_not_say_what_is_in_flight(folder: SweepFolder, stand_in: StandIn) -> None:
@@ -183,6 +210,36 @@ def test_confirmations_wait_for_the_grid_and_for_what_is_added_to_it(tmp_path: P
     assert "#SBATCH --dependency=afterany:1001:1003\n" in stand_in.script(4)
 
 
+@pytest.mark.parametrize(
+    ("profile", "hours", "said"),
+    [
+        (
+            "flops_per_second: 1.0e+9",
+            "0.001",
+            r"small: 4 runs take up to 0\.\d+ device hours .*, --budget-hours is 0.001;",
+        ),
+        ("flops_per_second: 1.0e+9", "100", None),
+        ("safety: 2.0", "100", r"small: its hours are not known \(mine: its profile has no flops_per_second\)"),
+    ],
+)
+def test_submit_refuses_more_hours_than_the_budget_has(
+    text: Path, tmp_path: Path, stand_in: StandIn, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    profile: str, hours: str, said: str | None,
+) -> None:  # fmt: skip
+    sweep = small_sweep(text, tmp_path, monkeypatch)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    profiles = tmp_path / "critbatch" / "clusters"
+    profiles.mkdir(parents=True)
+    (profiles / "mine.yaml").write_text(profile)
+    status = main(["submit", sweep, "--cluster", "mine", "--budget-hours", hours])
+    assert status == (2 if said else 0)
+    printed = capsys.readouterr().err
+    assert re.search(said, printed) if said else not printed
+    assert len(printed.splitlines()) == bool(said)
+    assert len(stand_in.calls("sbatch")) == (not said)
+    assert Path("results").exists() == (not said)
+
+
 @pytest.mark.slow
 def test_thousand_runs_are_one_call_of_sbatch_in_seconds(tmp_path: Path, stand_in: StandIn) -> None:
     rates = [round(0.001 * (1 + number / 100), 6) for number in range(500)]
@@ -199,17 +256,14 @@ def test_thousand_runs_are_one_call_of_sbatch_in_seconds(tmp_path: Path, stand_i
 def test_dry_run_prints_the_scripts_and_writes_nothing(
     text: Path, tmp_path: Path, stand_in: StandIn, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    corpus = {"source": "text", "paths": [str(text / "*.txt")], "tokenizer": "ascii"}
-    base = SWEEP["base"] | {"corpus": corpus, "evaluation": {"tokens": 2048}}
-    Path("small.yaml").write_text(yaml.safe_dump(SWEEP | {"base": base, "confirm": {"seeds": [5]}}))
-    assert main(["submit", "small.yaml", "--cluster", "slurm", "--dry-run", "--runs-per-job", "2"]) == 0
+    sweep = small_sweep(text, tmp_path, monkeypatch, confirm={"seeds": [5]})
+    assert main(["submit", sweep, "--cluster", "slurm", "--dry-run", "--runs-per-job", "2"]) == 0
     grid, confirm = capsys.readouterr().out.split("#!/bin/bash")[1:]
     assert "#SBATCH --array=0-1%2\n" in grid
     assert "#SBATCH --dependency=afterany:GRID\n" in confirm
     assert stand_in.calls("sbatch") == []
     assert not Path("results").exists()
-    assert main(["submit", "small.yaml", "--cluster", "slurm", "--runs-per-job", "2"]) == 0
+    assert main(["submit", sweep, "--cluster", "slurm", "--runs-per-job", "2"]) == 0
     said = capsys.readouterr().out
     assert "Submitted 4 runs in 2 jobs of 1440 minutes at most: 1001" in said
     assert "Submitted 4 confirmations in 2 jobs of 1440 minutes at most: 1002" in said

@@ -23,7 +23,7 @@ from harness.corpus import prepare
 from harness.data import MicroBatches
 from harness.model import Transformer
 from harness.module import LanguageModel
-from harness.origin import lock_hash
+from harness.origin import code_difference, lock_hash
 from harness.record import EVALUATION_COLUMNS, RUN_COLUMNS, RunFolder, read_json, read_rows
 from harness.shards import open_shard
 from harness.train import train
@@ -79,6 +79,26 @@ def test_train_records_where_it_ran_and_with_what(finished: Path) -> None:
     assert (row["host"], row["lock_hash"]) == (platform.node(), lock_hash())
     assert (row["driver"], row["cuda_version"]) == (None, None)  # on a processor
     assert (row["code_snapshot"], row["micro_batch_halvings"]) == (None, 0)
+
+
+def test_train_notes_every_start_with_its_code_and_packages(
+    run: RunConfig, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        act_in_micro_batch(patch, 9, crash)
+        with pytest.raises(CrashError):
+            train(run, EVERY_STEP, tmp_path, cache)
+    monkeypatch.setattr("harness.provenance.host_name", lambda: "elsewhere")
+    assert train(run, EVERY_STEP, tmp_path, cache) == "finished"
+    starts = [json.loads(line) for line in RunFolder(tmp_path).starts.read_text().splitlines()]
+    assert [start["host"] for start in starts] == [platform.node(), "elsewhere"]
+    row = read_json(RunFolder(tmp_path).run)
+    for name in ("code_commit", "code_snapshot", "lock_hash", "python_version", "device", "driver"):
+        assert starts[-1][name] == row[name]
+    assert starts[-1]["packages"]["torch"] == torch.__version__
+    assert starts[-1]["code_difference"] == code_difference()
+    assert read_json(RunFolder(tmp_path).machine) == EVERY_STEP.model_dump(mode="json")
+    assert RunConfig.model_validate_json(row["config_json"]) == run
 
 
 def test_train_records_which_algorithm_updates_which_tensor(run: RunConfig, finished: Path) -> None:

@@ -1,5 +1,6 @@
 """Records of a sweep as two frames with checked types: runs, and the evaluations along them."""
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ import polars as pl
 
 from analysis.inputs.variants import first_variant, split_by_variants
 from analysis.schemas import EVALUATIONS, RUNS, TARGETS, Columns, polars_schema
-from harness.record import RUN_COLUMNS, RunFolder, SweepManifest, complete, read_json, read_rows
+from harness.record import RUN_COLUMNS, RunFolder, SweepManifest, complete, read_json, read_rows, write_atomically
 
 pl.Config.set_engine_affinity("in-memory")  # the streaming engine keeps no row order and sums in any order
 
@@ -75,9 +76,11 @@ def read_frames(folder: Path) -> tuple[SweepManifest, pl.DataFrame, pl.DataFrame
 
 
 def save(records: Records, folder: Path) -> None:
-    """Write the two Parquet files that `load` reads where there are no run folders."""
-    records.runs.write_parquet(folder / RUNS_PARQUET)
-    records.evaluations.write_parquet(folder / EVALUATIONS_PARQUET)
+    """Write the two Parquet files that `load` reads where there are no run folders, each whole or not at all."""
+    for name, frame in ((RUNS_PARQUET, records.runs), (EVALUATIONS_PARQUET, records.evaluations)):
+        content = io.BytesIO()
+        frame.write_parquet(content)
+        write_atomically(folder / name, content.getvalue())
 
 
 def from_frames(manifest: SweepManifest, runs: pl.DataFrame, evaluations: pl.DataFrame) -> Records:

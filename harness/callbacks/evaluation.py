@@ -46,6 +46,8 @@ class Evaluation(StepCallback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if trainer.is_global_zero:
             self._take_up_rows(trainer.global_step)
+        else:
+            pl_module.train_loss_sum.zero_()  # a checkpoint has the sum over all processes: the first has it
         if trainer.global_step == 0:
             self._evaluate(trainer, pl_module)
 
@@ -129,11 +131,12 @@ class Evaluation(StepCallback):
 
     def _train_loss(self, trainer: pl.Trainer, module: LanguageModel) -> float | None:
         """Return the mean loss of the micro-batches since the last mark, and start the next sum."""
-        micro_batches = (trainer.global_step - self._last_mark) * trainer.accumulate_grad_batches
+        steps = trainer.global_step - self._last_mark
         self._last_mark = trainer.global_step
-        if not micro_batches:
+        if not steps:
             return None
-        mean = float(trainer.strategy.reduce(module.train_loss_sum, reduce_op="mean")) / micro_batches
+        micro_batches = steps * trainer.accumulate_grad_batches * trainer.world_size
+        mean = float(trainer.strategy.reduce(module.train_loss_sum, reduce_op="sum")) / micro_batches
         module.train_loss_sum.zero_()
         return mean
 

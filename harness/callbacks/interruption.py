@@ -38,6 +38,7 @@ class Checkpoints(StepCallback):
         self._every_seconds = every_seconds
         self._clocks = clocks
         self._signalled = False
+        self._resumed_step = 0
         self._saved_at = time.monotonic()
         self._save_seconds = 0.0
         self._handlers: dict[signal.Signals, Any] = {}
@@ -53,10 +54,14 @@ class Checkpoints(StepCallback):
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:  # noqa: ARG002
         self._handlers = {number: signal.signal(number, self._remember) for number in SIGNALS}
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:  # noqa: ARG002
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
+        self._resumed_step = checkpoint["global_step"]
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:  # noqa: ARG002
         if trainer.world_size > 1:
             # the processors agree among themselves: over the GPUs, every step would wait for its result
             self._processors = torch.distributed.new_group(backend="gloo")
+            self._check_resumption(trainer.world_size)
 
     def teardown(self, *_: Any, **__: Any) -> None:
         self._give_signals_back()
@@ -76,12 +81,26 @@ class Checkpoints(StepCallback):
             return
         began = time.monotonic()
         with self._clocks.use("other"):
-            module.train_loss_sum = trainer.strategy.reduce(module.train_loss_sum, reduce_op="mean")
+            trainer.strategy.reduce(module.train_loss_sum, reduce_op="sum")  # in place
             trainer.save_checkpoint(self._path)
+            if not trainer.is_global_zero:
+                module.train_loss_sum.zero_()
         self._saved_at = time.monotonic()
         self._save_seconds = self._saved_at - began
         if interrupted:
             raise Interrupted(f"stopped by a signal after step {trainer.global_step}; the checkpoint is complete")
+
+    def _check_resumption(self, world_size: int) -> None:
+        """Raise ValueError unless all processes go on from the same step: a folder that several nodes share may show
+        them different files for a while.
+        """
+        steps = [0] * world_size
+        torch.distributed.all_gather_object(steps, self._resumed_step, group=self._processors)
+        if len(set(steps)) > 1:
+            raise ValueError(
+                f"the processes of this run found checkpoints of different steps {steps} in {self._path.parent}; see "
+                f"that it is one folder on all nodes, then start the run again"
+            )
 
     def _agree(self, trainer: pl.Trainer) -> tuple[bool, bool]:
         """Return whether to stop and whether to save, the same on every rank."""

@@ -8,16 +8,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from harness.config import ModelConfig
-from harness.optimizers.adamw import adamw_step
-from harness.optimizers.config import AdamWConfig, MuonConfig, OptimizerConfig, decay_per_step
-from harness.optimizers.muon import muon_step
-from harness.shapes import Parameter, Role, parameters
+from harness.optimizers.config import OPTIMIZERS
+from harness.optimizers.rule import Assignment, Group, Optimizer, State
+from harness.shapes import Parameter, parameters
 
-Step = Callable[[dict[str, Any], dict[Tensor, Any]], None]
-STEPS: dict[str, Step] = {"adamw": adamw_step, "muon": muon_step}
+Step = Callable[[Group, State], None]
+STEPS: dict[str, Step] = {name: torch.no_grad()(optimizer.step) for name, optimizer in OPTIMIZERS.items()}
 
 
 class Route(NamedTuple):
@@ -29,12 +27,12 @@ class Route(NamedTuple):
     weight_decay: float
 
 
-class CombinedOptimizer(Optimizer):
+class CombinedOptimizer(torch.optim.Optimizer):
     """Groups carry `algorithm`, `lr_multiplier` and the options of their algorithm; the module sets `lr` before each
     step.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
+    def __init__(self, groups: Iterable[Group]) -> None:
         super().__init__(groups, defaults={})
 
     @torch.no_grad()
@@ -47,62 +45,50 @@ class CombinedOptimizer(Optimizer):
             STEPS[group["algorithm"]](group, self.state)
         return loss
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a checkpoint; options that came after it was made stay as they are."""
+        saved = state_dict["param_groups"]
+        groups = [own | loaded for own, loaded in zip(self.state_dict()["param_groups"], saved, strict=False)]
+        super().load_state_dict(state_dict | {"param_groups": groups + saved[len(groups) :]})
+
     def set_learning_rate(self, learning_rate: float) -> None:
         for group in self.param_groups:
             group["lr"] = learning_rate * group["lr_multiplier"]
 
 
-def route(model: ModelConfig, optimizer: OptimizerConfig) -> list[Route]:
-    """Assign every parameter to an algorithm; matrices are decayed, norms are not."""
-    return [_route_one(parameter, optimizer) for parameter in parameters(model)]
+def route(model: ModelConfig, optimizer: Optimizer) -> list[Route]:
+    """Say how every parameter is updated, for people and records."""
+    assignments = _assignments(model, optimizer)
+    return [Route(parameter, rule.label, multiplier, decay) for parameter, (rule, multiplier, decay) in assignments]
 
 
 def build_optimizer(
-    network: nn.Module, model: ModelConfig, optimizer: OptimizerConfig, tokens_per_step: int
+    network: nn.Module, model: ModelConfig, optimizer: Optimizer, tokens_per_step: int
 ) -> CombinedOptimizer:
     """Build the optimizer of a network; every parameter is in exactly one group."""
     tensors = dict(network.named_parameters())
-    routes = route(model, optimizer)
-    assert [r.parameter.name for r in routes] == list(tensors), (
+    assignments = _assignments(model, optimizer)
+    assert [parameter.name for parameter, _ in assignments] == list(tensors), (
         "the routing table does not list the network's parameters"
     )
-    members: dict[tuple[str, float, float], list[Tensor]] = {}
-    for parameter, algorithm, multiplier, weight_decay in routes:
-        members.setdefault((algorithm, multiplier, weight_decay), []).append(tensors[parameter.name])
-    groups: list[dict[str, Any]] = [
-        {
-            "params": weights,
-            "algorithm": algorithm,
-            "lr": 0.0,
-            "lr_multiplier": multiplier,
-            "weight_decay": weight_decay,
-        }
-        | _options(algorithm, optimizer, tokens_per_step)
-        for (algorithm, multiplier, weight_decay), weights in members.items()
-    ]
-    assert sum(len(group["params"]) for group in groups) == len(tensors)
-    return CombinedOptimizer(groups)
+    alike: list[Group] = []
+    members: list[list[Tensor]] = []
+    for parameter, assignment in assignments:
+        settings = _settings(assignment, tokens_per_step)
+        if settings not in alike:
+            alike.append(settings)
+            members.append([])
+        members[alike.index(settings)].append(tensors[parameter.name])
+    assert sum(map(len, members)) == len(tensors)
+    return CombinedOptimizer({"params": each} | settings for each, settings in zip(members, alike, strict=True))
 
 
-def _route_one(parameter: Parameter, optimizer: OptimizerConfig) -> Route:
-    weight_decay = optimizer.weight_decay if len(parameter.shape) > 1 else 0.0
-    hidden: Role = "hidden"
-    if isinstance(optimizer, MuonConfig) and parameter.role != hidden:
-        return Route(parameter, "adamw", optimizer.auxiliary.lr_multiplier, weight_decay)
-    return Route(parameter, optimizer.name, 1.0, weight_decay)
+def _assignments(model: ModelConfig, optimizer: Optimizer) -> list[tuple[Parameter, Assignment]]:
+    return [(parameter, optimizer.assign(parameter.role, parameter.shape)) for parameter in parameters(model)]
 
 
-def _options(algorithm: str, optimizer: OptimizerConfig, tokens_per_step: int) -> dict[str, Any]:
-    if algorithm == "muon":
-        assert isinstance(optimizer, MuonConfig)
-        return {
-            "momentum": decay_per_step(optimizer.momentum, tokens_per_step),
-            "nesterov": optimizer.nesterov,
-            "scale": optimizer.scale,
-            "newton_schulz": optimizer.newton_schulz,
-            "newton_schulz_dtype": optimizer.newton_schulz_dtype,
-        }
-    adam = optimizer if isinstance(optimizer, AdamWConfig) else optimizer.auxiliary
-    betas = tuple(decay_per_step(beta, tokens_per_step) for beta in adam.betas)
-    # "fused" tells Optimizer.load_state_dict to keep the step counters as they are on the device
-    return {"betas": betas, "eps": adam.eps, "fused": True}
+def _settings(assignment: Assignment, tokens_per_step: int) -> Group:
+    """Return what the parameters that are updated alike have in common."""
+    rule, lr_multiplier, weight_decay = assignment
+    settings = {"algorithm": rule.algorithm, "lr": 0.0, "lr_multiplier": lr_multiplier, "weight_decay": weight_decay}
+    return settings | rule.options(tokens_per_step)

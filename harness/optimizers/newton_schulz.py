@@ -1,15 +1,23 @@
 """Orthogonalise matrices by Newton–Schulz iteration: U Σ Vᵀ → about U Vᵀ.
 
-Shapes: matrices (m, n), any m and n; the iteration runs on the shorter side.
+Shapes: matrices (out, in), any sizes, m the smaller of the two and n the larger; the iteration runs on the wide form
+(m, n).
+
+Precision: the sums of each product are float32 on the devices that we know, and what is stored between products is
+rounded to bfloat16 (8 bits), float16 (11) or float32. Nothing overflows float16: all norms are near one or below.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import Literal
 
-import torch
-from torch import Tensor
+from harness.optimizers.torch_later import Tensor, torch
 
 Coefficients = tuple[tuple[float, float, float], ...]
+CoefficientSet = Literal["keller", "quintic", "polar_express"]
+Form = Literal["standard", "gram"]
+Precision = Literal["bfloat16", "float16", "float32"]
 
 #: (a, b, c) of X ← aX + (bA + cA²)X with A = XXᵀ, one triple an iteration, and the factor on the norm of the input.
 #: Sources: `keller` KellerJordan/Muon; `quintic` timm; `polar_express` arXiv 2505.16932 with the safety factor of Dion.
@@ -37,62 +45,143 @@ COEFFICIENTS: dict[str, tuple[Coefficients, float]] = {
     ),
 }
 
+#: Of every set of coefficients.
+NEWTON_SCHULZ_ITERATIONS = 5
+
+#: The Gram form is taken where n is at least this many times m: there its products are fewer.
+GRAM_ASPECT = 1.5
+
+#: The Gram form starts anew after so many iterations.
+_RESTART_AFTER = 2
+
 #: Matrices of one shape are multiplied as a batch while their shorter side is below this; larger ones fill the device
-#: alone. For the CPU measured (`python -m tests.benchmarks`); for CUDA a guess from published work (batching gains 1.2
-#: to 5 times for widths up to 1024), at the price of one stack of copies.
-BATCHED_BELOW = {"cpu": 192, "cuda": 4096}
+#: alone. For the CPU measured: a batch takes .94 to .99 of the time at a width of 256, with equal bits, 1.05 to 1.08
+#: at 512. For CUDA a guess from published work (batching gains 1.2 to 5 times for widths up to 1024), at the price of
+#: one stack of copies.
+BATCHED_BELOW = {"cpu": 320, "cuda": 4096}
+
+#: A batch has at most so many numbers, where it is not to outgrow the caches: at a width of 256 these take .93 of the
+#: time of one batch for all.
+BATCH_NUMBERS = {"cpu": 2**20}
 
 #: The norm is not allowed below this, so that a zero matrix stays zero (as in torch.optim.Muon).
 EPSILON = 1e-7
 
 
+def newton_schulz_flops(shape: tuple[int, ...], form: Form) -> float:
+    """Return the FLOPs of all iterations on one matrix.
+
+    Standard: 4m²n + 2m³ an iteration. Gram: 2m²n before and after each of its two parts, and products of m × m in
+    them: four an iteration, but one in the first of a part.
+    """
+    m, n = sorted(shape)
+    if not _takes_gram(shape, form):
+        return NEWTON_SCHULZ_ITERATIONS * (4.0 * m * m * n + 2.0 * m**3)
+    parts = (_RESTART_AFTER, NEWTON_SCHULZ_ITERATIONS - _RESTART_AFTER)
+    return sum(4.0 * m * m * n + 2.0 * m**3 * (4 * iterations - 3) for iterations in parts)
+
+
 def batches(matrices: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Group the matrices to be orthogonalised together: one shape, up to transposition, and small enough to gain by
-    it.
+    """Group the matrices to be orthogonalised together: one shape, up to transposition, small enough to gain by it, and
+    not too many. Matrices of one shape are neighbours.
     """
     grouped: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
-    for number, matrix in enumerate(matrices):
-        shape = tuple(sorted(matrix.shape))
-        small = shape[0] < BATCHED_BELOW.get(matrix.device.type, 0)
-        grouped[shape if small else (*shape, number)].append(matrix)
-    return list(grouped.values())
+    for matrix in matrices:
+        grouped[tuple(sorted(matrix.shape))].append(matrix)
+    return [batch for group in grouped.values() for batch in _cut(sorted(group, key=_is_tall))]
+
+
+def _cut(group: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Cut matrices of one shape into batches."""
+    device, size = group[0].device.type, group[0].numel()
+    at_once = len(group)
+    if min(group[0].shape) >= BATCHED_BELOW.get(device, 0):
+        at_once = 1
+    elif device in BATCH_NUMBERS:
+        at_once = max(1, BATCH_NUMBERS[device] // size)
+    for start in range(0, len(group), at_once):
+        yield group[start : start + at_once]
 
 
 def orthogonalise(
-    matrices: Sequence[Tensor], coefficients: str = "keller", dtype: torch.dtype = torch.bfloat16
+    matrices: Iterable[Tensor],
+    coefficients: str = "keller",
+    dtype: Precision = "bfloat16",
+    form: Form = "standard",
 ) -> list[Tensor]:
-    """Return the matrices of one batch with their singular values pushed towards one, in `dtype`; inputs are not
-    changed.
+    """Return the matrices of one batch with their singular values pushed towards one, in `dtype`: a stack (k, out, in)
+    for each run of equal shapes. Inputs are not changed; what a generator yields is not kept in its own precision.
 
-    Source: KellerJordan/Muon; the form (norm clamped, not shifted, at ε) is torch.optim.Muon's, which this equals bit
-    for bit.
+    Source: KellerJordan/Muon; the standard form (norm clamped, not shifted, at ε) is torch.optim.Muon's, which it
+    equals bit for bit.
     """
-    wide = [_wide(matrix.to(dtype)) for matrix in matrices]
-    results = [_iterate(wide[0], coefficients)] if len(wide) == 1 else _iterate(torch.stack(wide), coefficients)
-    return [result.mT if _is_tall(matrix) else result for matrix, result in zip(matrices, results, strict=True)]
-
-
-def _iterate(x: Tensor, coefficients: str) -> Tensor:
-    """Run all iterations on (m, n) or a stack (K, m, n), m ≤ n."""
+    cast = [matrix.to(getattr(torch, dtype)) for matrix in matrices]
+    turned = [(is_tall, len(list(run))) for is_tall, run in groupby(cast, _is_tall)]
     triples, norm_factor = COEFFICIENTS[coefficients]
+    iterate = _by_gram if _takes_gram(cast[0].shape, form) else _by_steps
+    x = iterate(_normalised(cast, norm_factor), triples)
+    parts = torch.split(x if x.ndim == 3 else x.unsqueeze(0), [count for _, count in turned])
+    # a copy: to add what is turned to weights that are not takes four times as long as both together
+    return [part.mT.contiguous() if is_tall else part for part, (is_tall, _) in zip(parts, turned, strict=True)]
+
+
+def _normalised(matrices: list[Tensor], norm_factor: float) -> Tensor:
+    """Return a matrix (m, n) or a stack (k, m, n) of all of them, each at Frobenius norm 1; empties the list, so that
+    they can be freed.
+    """
+    wide = [matrix.mT if _is_tall(matrix) else matrix for matrix in matrices]
+    matrices.clear()
+    if len(wide) == 1:
+        alone: Tensor = wide[0] / (wide[0].norm().clamp(min=EPSILON) * norm_factor)
+        return alone
+    # the norm of each matrix by the same kernel as that of one alone, so that the bits agree
+    norms = torch.stack([matrix.norm() for matrix in wide]).view(-1, 1, 1)
+    return torch.stack(wide).div_(norms.clamp_(min=EPSILON) * norm_factor)
+
+
+def _by_steps(x: Tensor, triples: Coefficients) -> Tensor:
+    """Run all iterations on (m, n) or a stack (k, m, n)."""
     multiply_add = torch.addmm if x.ndim == 2 else torch.baddbmm
-    x = x / (_norm(x).clamp(min=EPSILON) * norm_factor)
     for a, b, c in triples:
         gram = x @ x.mT
         x = multiply_add(x, multiply_add(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
 
 
-def _norm(x: Tensor) -> Tensor:
-    """Return the Frobenius norm of a matrix, or of each matrix of a stack by the same kernel, so that the bits
-    agree.
+def _by_gram(x: Tensor, triples: Coefficients) -> Tensor:
+    """Run all iterations as two products with X (m, n) of factors (m, m), which follow from A = XXᵀ alone.
+
+    With P = aI + bA + cA²: Q ← PQ, A ← PAP; all are polynomials of the first A, so they commute and are symmetric.
+    A is computed anew in between: rounding gives it negative eigenvalues, which every PAP multiplies by a². Without
+    that, singular values of 7 came out of bfloat16 where the standard form gives 1.2, and of 700 with `polar_express`;
+    with it, 1.4 and 1.5 (float16: 1.22 and 1.16; float32: those of the standard form).
     """
-    return x.norm() if x.ndim == 2 else torch.stack([matrix.norm() for matrix in x]).view(-1, 1, 1)
+    for part in (triples[:_RESTART_AFTER], triples[_RESTART_AFTER:]):
+        x = _product_of_factors(x @ x.mT, part) @ x
+    return x
+
+
+def _product_of_factors(gram: Tensor, triples: Coefficients) -> Tensor:
+    product = factor = _factor(gram, triples[0])
+    for triple in triples[1:]:
+        gram = factor @ gram @ factor
+        factor = _factor(gram, triple)
+        product = factor @ product
+    return product
+
+
+def _factor(gram: Tensor, triple: tuple[float, float, float]) -> Tensor:
+    """Return aI + bA + cA² of a matrix A or a stack of them."""
+    a, b, c = triple
+    multiply_add = torch.addmm if gram.ndim == 2 else torch.baddbmm
+    factor = multiply_add(gram, gram, gram, beta=b, alpha=c)
+    factor.diagonal(dim1=-2, dim2=-1).add_(a)
+    return factor
+
+
+def _takes_gram(shape: Sequence[int], form: Form) -> bool:
+    return form == "gram" and max(shape) >= GRAM_ASPECT * min(shape)
 
 
 def _is_tall(matrix: Tensor) -> bool:
-    return matrix.shape[0] > matrix.shape[1]
-
-
-def _wide(matrix: Tensor) -> Tensor:
-    return matrix.mT if _is_tall(matrix) else matrix
+    return bool(matrix.shape[0] > matrix.shape[1])

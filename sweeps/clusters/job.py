@@ -23,11 +23,11 @@ from harness import STOPPED
 from harness.origin import job_id
 from harness.record import RunFolder, read_json
 from sweeps.clusters.queue import queue_lock, queued_jobs, remember
+from sweeps.distributed import LAUNCHER
 from sweeps.launch import choose_confirmations, longest_first
-from sweeps.pool import TRAIN, Pool, slot_environments, visible_gpus
+from sweeps.pool import TRAIN, Pool
 from sweeps.printing import counted
 from sweeps.store import SweepFolder, is_missing
-from sweeps.worker import LAUNCHER
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
@@ -87,10 +87,9 @@ class Job:
         return [folder.run(run_id) for run_id in shares[number]]
 
     def _train(self, runs: Iterable[RunFolder], signals: "Signals") -> None:
-        machine = SweepFolder(Path(self.sweep)).read_spec().machine
-        gpus = [] if machine.accelerator == "cpu" else visible_gpus()
-        [environment] = slot_environments(1, machine.devices, gpus, machine.threads or self.threads)
-        environment[LAUNCHER] = f"{shlex.quote(sys.executable)} -m sweeps.clusters.ranks"
+        threads = SweepFolder(Path(self.sweep)).read_spec().machine.threads or self.threads
+        launcher = f"{shlex.quote(sys.executable)} -m sweeps.clusters.ranks"
+        environment = {"OMP_NUM_THREADS": str(threads), LAUNCHER: launcher}  # which GPUs, Slurm has said already
         with Pool([environment], self.train, died=_say_died) as pool:
             signals.listen()  # the pool has its own, for a person at a keyboard
             pool.train(runs, tick=signals.raise_if_any)

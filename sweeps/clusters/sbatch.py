@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.clusters.profile import ClusterProfile
+from sweeps.clusters.snapshot import code_environment
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,7 @@ def _parameters(request: Request, count: int) -> dict[str, Any]:
 def _setup(request: Request) -> list[str]:
     """Return the lines before the job's own: the code that was queued, safe from folders of the same names."""
     environment = request.profile.environment
-    beside = environment.get("PYTHONPATH")
-    path = f"{request.code}:{beside}" if beside else str(request.code)
-    exported = environment | {"PYTHONSAFEPATH": "1", "PYTHONPATH": path}
+    exported = environment | code_environment(request.code, environment.get("PYTHONPATH"))
     return [
         "trap '' USR2 TERM  # until the job listens to them",
         *(f"export {name}={shlex.quote(value)}" for name, value in exported.items()),

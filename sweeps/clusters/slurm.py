@@ -22,7 +22,9 @@ ENDED = frozenset(("CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "OUT_OF_MEMOR
 #: What ends a job only once it is left to the accounts: till then Slurm may be about to requeue it.
 MAY_RETURN = frozenset(("BOOT_FAIL", "NODE_FAIL", "PREEMPTED"))
 
+#: How long a command may take; whoever asks where tasks stand waits for less.
 _COMMAND_SECONDS = 60.0
+_ASK_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -62,29 +64,33 @@ class SlurmError(ValueError):
 def ask(sweep: Path, max_age_seconds: float = ASK_EVERY_SECONDS) -> Answer:
     """Return where the sweep's tasks stand, from an answer at most `max_age_seconds` old.
 
-    When Slurm does not answer, the last answer stands, with the problem in words.
+    When Slurm does not answer, the last answer stands, with the problem in words, and as long before it is asked again.
     """
     wanted = {task for job in queued_jobs(sweep) if job.kind == "slurm" for task in job.task_ids}
     if not wanted:
         return Answer({}, time.time())
     if _is_good(before := _read(sweep), wanted, max_age_seconds):
         return before
-    with queue_lock(sweep, ".slurm.lock"):  # others wait for this answer instead of asking too
-        if _is_good(before := _read(sweep), wanted, max_age_seconds):
-            return before
-        return _asked(sweep, wanted, before)
+    try:
+        with queue_lock(sweep, ".slurm.lock"):  # others wait for this answer instead of asking too
+            if not _is_good(before := _read(sweep), wanted, max_age_seconds):
+                before = _asked(sweep, wanted, before)
+    except OSError as error:  # a full disk, or somebody else's sweep, which one may only read
+        problem = f"it was not asked, its answer cannot be kept in {queue_folder(sweep)} ({error.strerror})"
+        return replace(before, problem=problem)
+    return before
 
 
-def command(*words: str, script: str | None = None) -> str:
+def command(*words: str, seconds: float = _COMMAND_SECONDS) -> str:
     """Run a Slurm command and return what it prints. Raises: SlurmError in the command's own words."""
     try:
-        result = subprocess.run(
-            words, input=script, capture_output=True, text=True, timeout=_COMMAND_SECONDS, check=False
-        )
+        result = subprocess.run(words, capture_output=True, text=True, timeout=seconds, check=False)
     except FileNotFoundError:
-        raise SlurmError(f"{words[0]} is not on the PATH; submit from a machine of the cluster") from None
+        raise SlurmError(f"{words[0]} is not on the PATH; go to a machine of the cluster") from None
+    except OSError as error:
+        raise SlurmError(f"{words[0]} cannot be run ({error.strerror})") from None
     except subprocess.TimeoutExpired:
-        raise SlurmError(f"{words[0]} did not answer within {_COMMAND_SECONDS:.0f} s; try again later") from None
+        raise SlurmError(f"{words[0]} did not answer within {seconds:g} s; try again later") from None
     if result.returncode != 0:
         said = " ".join((result.stderr or result.stdout).split())
         raise SlurmError(f"{words[0]}: {said or f'exit status {result.returncode}'}")
@@ -93,10 +99,10 @@ def command(*words: str, script: str | None = None) -> str:
 
 def _is_good(answer: Answer, wanted: set[str], max_age_seconds: float) -> bool:
     """Say whether an answer is young enough, or final."""
-    if not wanted <= answer.tasks.keys():
-        return False
-    is_over = not any(answer.tasks[task].is_live for task in wanted)
-    return is_over or time.time() - answer.asked_at <= max_age_seconds
+    is_young = time.time() - answer.asked_at <= max_age_seconds
+    if answer.problem or not wanted <= answer.tasks.keys():
+        return is_young and answer.problem is not None
+    return is_young or not any(answer.tasks[task].is_live for task in wanted)
 
 
 def _asked(sweep: Path, wanted: set[str], before: Answer) -> Answer:
@@ -105,25 +111,29 @@ def _asked(sweep: Path, wanted: set[str], before: Answer) -> Answer:
         answer = Answer(over | tasks(sorted(wanted - over.keys())), time.time())
     except SlurmError as error:
         kept = {task: known for task, known in before.tasks.items() if task in wanted}
-        answer = replace(before, tasks=kept, problem=str(error))
-    content = asdict(answer)
-    write_json(_cache(sweep), content, durable=False)
+        answer = Answer(kept, time.time(), str(error))
+    write_json(_cache(sweep), asdict(answer), durable=False)
     return answer
 
 
 def tasks(wanted: Sequence[str]) -> dict[str, Task]:
-    """Ask where these tasks stand, now. Raises: SlurmError when Slurm does not answer."""
+    """Ask where these tasks stand, now. Raises: SlurmError when Slurm does not answer.
+
+    What has left the queue is over, though the accounts may not say so yet, or ever.
+    """
     jobs = sorted({task.partition("_")[0] for task in wanted})
     queued = _squeue(jobs)
     forgotten = [task for task in wanted if task not in queued]
     accounted = _sacct(jobs) if forgotten else {}
-    return {task: queued.get(task) or accounted.get(task) or Task("UNKNOWN") for task in wanted}
+    known = {task: found for task, found in accounted.items() if found.state in ENDED | MAY_RETURN} | queued
+    return {task: known.get(task, Task("UNKNOWN")) for task in wanted}
 
 
 def _squeue(jobs: Iterable[str]) -> dict[str, Task]:
     columns = "--Format=JobArrayID:|,State:|,NodeList:|,RestartCnt:|,Reason:|"
+    words = ["squeue", f"--jobs={','.join(jobs)}", "--states=all", "--array", "--noheader", columns]
     try:
-        printed = command("squeue", f"--jobs={','.join(jobs)}", "--states=all", "--array", "--noheader", columns)
+        printed = command(*words, seconds=_ASK_SECONDS)
     except SlurmError as error:
         if "Invalid job id" in str(error):  # all forgotten
             return {}
@@ -136,8 +146,9 @@ def _squeue(jobs: Iterable[str]) -> dict[str, Task]:
 
 
 def _sacct(jobs: Iterable[str]) -> dict[str, Task]:
+    words = ["sacct", "-XnP", f"--jobs={','.join(jobs)}", "--format=JobID,State,NodeList"]
     try:
-        printed = command("sacct", "-XnP", f"--jobs={','.join(jobs)}", "--format=JobID,State,NodeList")
+        printed = command(*words, seconds=_ASK_SECONDS)
     except SlurmError as error:
         if "disabled" in str(error):  # a cluster without accounts
             return {}

@@ -1,6 +1,7 @@
 """The code that was queued is the code that runs: a copy of the three packages, once for each content.
 
-`<sweep>/code/<hash>/` holds the packages and `provenance.json`; jobs start with it at the head of PYTHONPATH.
+`<sweep>/code/<hash>/` holds the packages and `provenance.json`; jobs and workers start with it at the head of their
+path.
 """
 
 import hashlib
@@ -8,6 +9,9 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,21 +33,44 @@ def snapshot_folder(sweep: Path, root: Path = ROOT) -> Path:
 
 
 def take_snapshot(sweep: Path, root: Path = ROOT) -> Path:
-    """Copy the packages below `root` into the sweep's folder, unless they are there; return the copy's folder."""
+    """Copy the packages below `root` into the sweep's folder, unless they are there; return the copy's folder.
+
+    Raises: ValueError when it cannot be written.
+    """
     files = _contents(root)
     folder = _place(sweep, files)
     if folder.exists():
         return folder
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    for path, content in files.items():
-        (temporary / path).parent.mkdir(parents=True, exist_ok=True)
-        (temporary / path).write_bytes(content)
-    write_json(temporary / PROVENANCE_JSON, provenance(root) | {"code_hash": folder.name})
     try:
+        for path, content in files.items():
+            (temporary / path).parent.mkdir(parents=True, exist_ok=True)
+            (temporary / path).write_bytes(content)
+        write_json(temporary / PROVENANCE_JSON, provenance(root) | {"code_hash": folder.name})
         temporary.rename(folder)
-    except OSError:  # another process was faster
-        shutil.rmtree(temporary)
+    except OSError as error:
+        if not folder.exists():  # no other process was faster
+            raise ValueError(
+                f"{folder} cannot be written ({error.strerror}); make room, or get the right to write"
+            ) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def code_environment(code: Path, beside: str | None) -> dict[str, str]:
+    """Return the variables with which Python takes the packages of a snapshot, then those on the path `beside`."""
+    return {"PYTHONSAFEPATH": "1", "PYTHONPATH": f"{code}:{beside}" if beside else str(code)}
+
+
+@contextmanager
+def children_import(code: Path) -> Iterator[None]:
+    """Let the processes that this one spawns meanwhile take the packages of a snapshot: their path is this one's."""
+    sys.path.insert(0, str(code))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(code))
 
 
 def content_hash(files: dict[Path, bytes]) -> str:

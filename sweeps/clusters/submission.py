@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from harness.config import RunConfig
+from harness.record import RunFolder, read_json
 from sweeps.clusters import slurm
 from sweeps.clusters.job import Job
 from sweeps.clusters.profile import ClusterProfile
@@ -23,6 +24,7 @@ from sweeps.plan import work_of
 from sweeps.pool import TRAIN
 from sweeps.spec import SweepSpec
 from sweeps.speed import Speed
+from sweeps.states import is_tried_again
 from sweeps.store import Stage, SweepFolder, is_claimed, is_missing
 
 #: Jobs shorter than this cost more to queue and to start than to run: their runs are packed.
@@ -91,9 +93,7 @@ def submit(submission: Submission) -> list[QueuedJob]:
         queued: list[QueuedJob] = []
         for array in arrays:
             grid = tuple(job.job_id for job in queued if job.stage == "grid")
-            request = _request(submission, _after(array, grid), code)
-            queued.append(_queued(submission, array, sbatch(request, _job_folder(submission), array.jobs)))
-            remember(queued[-1], sweep)
+            queued.append(_queue(submission, _after(array, grid), code))
     return queued
 
 
@@ -133,9 +133,17 @@ def in_flight(folder: SweepFolder) -> Flight:
     live = []
     for job in queued_jobs(folder.path):
         tasks = [run_ids for task, run_ids in zip(job.task_ids, job.tasks, strict=True) if answer.is_live(task)]
-        runs.update(run_id for run_ids in tasks for run_id in run_ids if not folder.run(run_id).failure.exists())
+        runs.update(run_id for run_ids in tasks for run_id in run_ids if not _is_past(job, folder.run(run_id)))
         live += [job] if tasks else []
     return Flight(frozenset(runs), tuple(live))
+
+
+def _is_past(job: QueuedJob, run: RunFolder) -> bool:
+    """Say whether a live job has had a run that failed, so that it does not try it again."""
+    try:
+        return not is_tried_again(read_json(run.failure).get("failed_at"), job.submitted_at)
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 def packed(run_ids: Sequence[str], seconds: Seconds, runs_per_job: int | None) -> list[tuple[str, ...]]:
@@ -241,6 +249,18 @@ def _seconds(submission: Submission, runs: Iterable[RunConfig]) -> dict[str, flo
 def _request(submission: Submission, array: Array, code: Path) -> Request:
     spec = submission.spec
     return Request(submission.profile, f"critbatch-{spec.name}", array.minutes, code, spec.machine.devices, array.after)
+
+
+def _queue(submission: Submission, array: Array, code: Path) -> QueuedJob:
+    """Submit one array and remember it; what cannot be remembered is cancelled."""
+    job_id = sbatch(_request(submission, array, code), _job_folder(submission), array.jobs)
+    job = _queued(submission, array, job_id)
+    try:
+        remember(job, submission.folder.path)
+    except OSError:
+        slurm.command("scancel", job_id)
+        raise
+    return job
 
 
 def _queued(submission: Submission, array: Array, job_id: str) -> QueuedJob:

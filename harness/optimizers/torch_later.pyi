@@ -1,0 +1,2 @@
+import torch as torch
+from torch import Tensor as Tensor

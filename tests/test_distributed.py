@@ -1,0 +1,259 @@
+"""Runs on several devices: processes that agree when to stop, over nodes, and none that waits for another for ever."""
+
+import itertools
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import STOPPED
+from harness.config import MachineConfig, RunConfig
+from harness.processes import check_processes, num_nodes
+from harness.record import RunFolder, read_json
+from sweeps import distributed
+from sweeps.clusters import ranks
+from sweeps.store import State, state
+from sweeps.worker import attempt
+from tests.runs import tiny_run
+from tests.test_train import MACHINE, science_rows, wait_for_change, write_run
+
+ROOT = Path(__file__).parents[1]
+
+#: A batch of twelve sequences divides over two and three processes.
+THREE = MACHINE.model_copy(update={"devices": 3, "max_micro_batch_tokens": 64})
+TWO = THREE.model_copy(update={"devices": 2})
+OFTEN = TWO.model_copy(update={"checkpoint_every_seconds": 0.2})
+
+TRAIN = "harness.train:train"
+COMMAND = [sys.executable, "-m", "harness.train"]
+
+StartWorker = Callable[[RunFolder], "subprocess.Popen[str]"]
+Behave = Callable[[str], None]
+
+_WORKER = """
+import sys
+from pathlib import Path
+from harness.record import RunFolder
+from sweeps.worker import _stop_on_signals, attempt
+_stop_on_signals()
+print(attempt(RunFolder(Path(sys.argv[1])), "harness.train:train"))
+"""
+
+#: Runs in every process; where it says so, the second one does as it says in its third micro-batch.
+_BEHAVIOUR = """
+import os
+if os.environ.get("RANK") == "1":
+    from harness.module import LanguageModel
+    step, calls = LanguageModel.training_step, []
+    def training_step(self, sequences, index):
+        calls.append(index)
+        if len(calls) == 3:
+            {action}
+        return step(self, sequences, index)
+    LanguageModel.training_step = training_step
+"""
+
+
+@pytest.fixture(scope="module")
+def run(text: Path, cache: Path) -> RunConfig:
+    return tiny_run(text, cache, global_batch_tokens=384, token_budget=384 * 160)
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    monkeypatch.setenv("CRITBATCH_CACHE", str(cache))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def second_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Behave:
+    """Have the second process of a run do something in its third micro-batch."""
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
+
+    def behave(action: str) -> None:
+        (tmp_path / "sitecustomize.py").write_text(_BEHAVIOUR.format(action=action))
+
+    return behave
+
+
+def folder_of(path: Path, run: RunConfig, machine: MachineConfig) -> RunFolder:
+    write_run(path, run, machine)
+    return RunFolder(path)
+
+
+def trained(path: Path, run: RunConfig, machine: MachineConfig) -> RunFolder:
+    files = folder_of(path, run, machine)
+    assert attempt(files, TRAIN) == State.FINISHED, files.log.read_text()
+    return files
+
+
+@pytest.fixture
+def worker() -> Iterator[StartWorker]:
+    """Start a worker in a session of its own; what is left of it is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start_worker(files: RunFolder) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-c", _WORKER, str(files.path)]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        started.append(
+            subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+        )
+        return started[-1]
+
+    yield start_worker
+    for process in started:
+        for each in processes_of(process.pid):
+            os.kill(each, signal.SIGKILL)
+        process.communicate()
+
+
+def processes_of(session: int, words: str = "") -> list[int]:
+    """Return the living processes of a session whose command line has these words, oldest first."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (place / "stat").read_text().rpartition(")")[2].split()
+            command = (place / "cmdline").read_text()
+        except OSError:
+            continue
+        if int(fields[3]) == session and fields[0] != "Z" and words in command:
+            found.append(int(place.name))
+    return sorted(found)
+
+
+@pytest.fixture(scope="module")
+def whole(run: RunConfig, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The rows of the run on two devices that nothing disturbs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CRITBATCH_CACHE", str(cache))
+        return science_rows(trained(tmp_path_factory.mktemp("whole") / "run", run, TWO).path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+@pytest.mark.parametrize("who", ["worker", "all", "first", "second"])
+def test_processes_that_are_told_to_stop_agree_on_a_step_and_go_on_from_it_bit_for_bit(
+    run: RunConfig, tmp_path: Path, whole: list[dict[str, Any]], worker: StartWorker, who: str
+) -> None:
+    files = folder_of(tmp_path / "run", run, OFTEN)
+    process = worker(files)
+    wait_for_change(files.checkpoint, None)
+    told = processes_of(process.pid, "\0harness.train\0")
+    assert len(told) == 2
+    for each in {"worker": [process.pid], "all": told, "first": told[:1], "second": told[1:]}[who]:
+        os.kill(each, signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert (process.returncode, out) == ((STOPPED, "") if who == "worker" else (0, "interrupted\n"))
+    assert (state(files), processes_of(process.pid)) == (State.INTERRUPTED, [])
+    assert attempt(files, TRAIN) == State.FINISHED
+    assert read_json(files.run)["resumes"] == 1
+    assert science_rows(files.path) == whole
+
+
+@pytest.mark.slow
+def test_three_devices_resume_bit_for_bit(run: RunConfig, tmp_path: Path, second_process: Behave) -> None:
+    """Sums of three, unlike those of two, depend on their order; and a third is no sum of powers of two."""
+    run = run.model_copy(update={"token_budget": 384 * 32})
+    undisturbed = trained(tmp_path / "whole", run, THREE)
+    second_process("import signal; os.kill(os.getpid(), signal.SIGTERM)")
+    files = folder_of(tmp_path / "run", run, THREE)
+    assert attempt(files, TRAIN) == State.INTERRUPTED
+    second_process("pass")
+    assert attempt(files, TRAIN) == State.FINISHED
+    assert science_rows(files.path) == science_rows(undisturbed.path)
+    assert "warning" not in files.log.read_text().lower()
+
+
+@pytest.mark.slow
+def test_two_nodes_are_two_devices(run: RunConfig, tmp_path: Path, whole: list[dict[str, Any]]) -> None:
+    files = folder_of(tmp_path / "run", run, TWO)
+    processes = [subprocess.Popen([*COMMAND, str(files.path)], env=os.environ | each) for each in two_nodes()]
+    assert [process.wait(120) for process in processes] == [0, 0]
+    assert read_json(files.run)["num_devices"] == 2
+    assert science_rows(files.path) == whole
+
+
+@pytest.mark.slow
+def test_nodes_that_see_different_checkpoints_refuse_to_go_on(
+    run: RunConfig, tmp_path: Path, second_process: Behave
+) -> None:
+    """As when one node's copy of a shared folder is out of date."""
+    second_process("import signal; os.kill(os.getpid(), signal.SIGTERM)")
+    stopped, fresh = (folder_of(tmp_path / name, run, TWO) for name in ("stopped", "fresh"))
+    assert attempt(stopped, TRAIN) == State.INTERRUPTED
+    pairs = zip((stopped, fresh), two_nodes(), strict=True)
+    processes = [subprocess.Popen([*COMMAND, str(files.path)], env=os.environ | each) for files, each in pairs]
+    assert [process.wait(120) for process in processes] == [1, 1]
+    assert re.search(r"checkpoints of different steps \[[1-3], 0\]", read_json(stopped.failure)["reason"])
+
+
+@pytest.mark.slow
+def test_process_that_is_killed_takes_the_others_with_it(
+    run: RunConfig, tmp_path: Path, second_process: Behave
+) -> None:
+    second_process("os.kill(os.getpid(), 9)")
+    files = folder_of(tmp_path / "run", run, TWO)
+    began = time.monotonic()
+    assert attempt(files, TRAIN) == State.FAILED
+    assert time.monotonic() - began < 60
+    assert read_json(files.failure)["reason"] == "one of 2 processes was killed by SIGKILL"
+
+
+@pytest.mark.slow
+def test_process_that_the_kernel_kills_for_want_of_memory_starts_all_anew_with_half_the_micro_batch(
+    run: RunConfig, tmp_path: Path, second_process: Behave, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    kills = itertools.count()
+    monkeypatch.setattr(distributed, "oom_kills", lambda: next(kills))
+    second_process("sequences.shape[0] == 2 and os.kill(os.getpid(), 9)")
+    run = run.model_copy(update={"token_budget": 384 * 32})
+    files = trained(tmp_path / "run", run, TWO)
+    row = read_json(files.run)
+    assert (row["micro_batch_tokens"], row["micro_batch_halvings"]) == (32, 1)
+    assert row["tokens_seen"] == run.realized_tokens
+    assert "starting anew with 32 and an accumulation of 6" in capsys.readouterr().out
+
+
+def test_processes_that_do_not_follow_the_first_one_are_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "ENDED_WITHIN_SECONDS", 0.2)
+    ended, waiting = (subprocess.Popen(["sh", "-c", words]) for words in ("exit 3", "sleep 600"))
+    assert distributed._wait([waiting, ended]) == 3
+    assert waiting.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("tasks", "nodes", "local", "said"),
+    [(2, 2, "1", None), (4, 2, "2", None), (8, 1, "8", None), (3, 2, "2", "3 processes with 2 on a node are not")],
+)
+def test_tasks_of_a_slurm_step_know_their_place(
+    monkeypatch: pytest.MonkeyPatch, tasks: int, nodes: int, local: str, said: str | None
+) -> None:
+    step = {"PROCID": "1", "LOCALID": "0", "NODEID": "1", "STEP_NUM_TASKS": str(tasks), "STEP_NUM_NODES": str(nodes)}
+    of_job = {"JOB_ID": "7", "LAUNCH_NODE_IPADDR": "10.0.0.1"}
+    environment = {f"SLURM_{name}": value for name, value in (step | of_job).items()}
+    monkeypatch.setattr(os, "environ", environment | {"CRITBATCH_MASTER_PORT": "5000"})
+    ranks.become_rank()
+    assert (os.environ["RANK"], os.environ["LOCAL_RANK"], os.environ["GROUP_RANK"]) == ("1", "0", "1")
+    assert (os.environ["LOCAL_WORLD_SIZE"], os.environ["WORLD_SIZE"]) == (local, str(tasks))
+    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("10.0.0.1", "5000")
+    if said is None:
+        check_processes(MachineConfig(devices=tasks))
+        assert num_nodes() == nodes
+    else:
+        with pytest.raises(ValueError, match=said):
+            check_processes(MachineConfig(devices=tasks))
+
+
+def two_nodes() -> list[dict[str, str]]:
+    """Return the variables of two processes, each on a node of its own."""
+    together = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
+    together |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(distributed.free_port())}
+    return [together | {"RANK": str(node), "GROUP_RANK": str(node)} for node in range(2)]
