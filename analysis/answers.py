@@ -5,8 +5,10 @@ from typing import Any
 
 import polars as pl
 
-from analysis import contract
+from analysis import contract, refusals
 from analysis.estimate import Estimates
+from analysis.refusals import Refusal
+from analysis.verdicts import names_of
 
 Row = Mapping[str, Any]
 
@@ -28,13 +30,7 @@ def fit_answer(estimates: Estimates, notes: Sequence[str] = ()) -> contract.Fit:
         rate_rules=[_rate_rule(row, level) for row in _rows(estimates.rate_rules)],
         loss_laws=[_loss_law(row, level) for row in _rows(estimates.loss_laws)],
         laws=list(_laws(estimates.laws, level)),
-        refused=[
-            *_refused("tokens_to_target", estimates.cells),
-            *_refused_definitions(estimates.critical_batches),
-            *_refused("token_ratio", estimates.token_ratios),
-            *_nothing_to_compare(estimates, "token_ratio"),
-            *_refused("laws", estimates.laws),
-        ],
+        refused=_said(refusals.of_fit(estimates)),
         notes=list(notes),
     )
 
@@ -42,21 +38,13 @@ def fit_answer(estimates: Estimates, notes: Sequence[str] = ()) -> contract.Fit:
 def compare_answer(estimates: Estimates, notes: Sequence[str] = ()) -> contract.Compare:
     """Return losses, gaps, batches and speedups at equal token budgets, and what was refused."""
     level = estimates.level
-    finals = estimates.final_losses
-    stopped = "no loss at the end of a budget: every run compared stopped early, or still runs"
     return contract.Compare(
-        final_loss=[_final_loss(row, level) for row in _rows(finals)],
+        final_loss=[_final_loss(row, level) for row in _rows(estimates.final_losses)],
         gap=[_gap(row, level) for row in _rows(estimates.gaps)],
         iso_loss_batch=[_iso_loss(row, level) for row in _rows(estimates.iso_loss)],
         speedup=[_speedup(row, level) for row in _rows(estimates.speedups)],
         tuning=[contract.Tuning(**row) for row in estimates.tuning.iter_rows(named=True)],
-        refused=[
-            *([contract.Refused(what="final_loss", reason=stopped)] if finals.is_empty() else []),
-            *_refused("gap", estimates.gaps),
-            *_refused("iso_loss_batch", estimates.iso_loss),
-            *_refused("speedup", estimates.speedups),
-            *_nothing_to_compare(estimates, "gap"),
-        ],
+        refused=_said(refusals.of_compare(estimates)),
         notes=list(notes),
     )
 
@@ -64,17 +52,12 @@ def compare_answer(estimates: Estimates, notes: Sequence[str] = ()) -> contract.
 def frontier_answer(estimates: Estimates, notes: Sequence[str] = ()) -> contract.Frontier:
     """Return the points, who dominates whom, the best choices and the cost model."""
     level = estimates.level
-    untimed = "no point: the input has no seconds for the runs that reached a target"
     return contract.Frontier(
         points=[_point(row, level) for row in _rows(estimates.frontier)],
         dominance=[_dominance(row, level) for row in _rows(estimates.dominance)],
         choices=[_choice(row) for row in _rows(estimates.choices)],
         cost_model=[contract.Constant(**row) for row in estimates.cost_model.iter_rows(named=True)],
-        refused=[
-            *([contract.Refused(what="frontier", reason=untimed)] if estimates.frontier.is_empty() else []),
-            *_refused("dominance", estimates.dominance),
-            *_refused("choices", estimates.choices),
-        ],
+        refused=_said(refusals.of_frontier(estimates)),
         notes=list(notes),
     )
 
@@ -84,20 +67,8 @@ def _rows(frame: pl.DataFrame) -> Iterator[dict[str, Any]]:
     return frame.filter(~_REFUSED).iter_rows(named=True)
 
 
-def _refused(what: str, frame: pl.DataFrame) -> Iterator[contract.Refused]:
-    for reason in frame.filter(_REFUSED)["explanation"].unique(maintain_order=True):
-        yield contract.Refused(what=what, reason=reason)
-
-
-def _refused_definitions(frame: pl.DataFrame) -> Iterator[contract.Refused]:
-    for (definition,), rows in frame.group_by(["definition"], maintain_order=True):
-        yield from _refused(f"critical_batch {definition}", rows)
-
-
-def _nothing_to_compare(estimates: Estimates, what: str) -> Iterator[contract.Refused]:
-    names = sorted(estimates.records.runs["optimizer"].unique())
-    if len(names) == 1:
-        yield contract.Refused(what=what, reason=f"{names[0]} is the only optimizer: there is nothing to compare with")
+def _said(refused: Sequence[Refusal]) -> list[contract.Refused]:
+    return [contract.Refused(what=what, reason=reason) for what, reason in refused]
 
 
 def _interval(row: Row, name: str) -> tuple[float | None, float | None]:
@@ -109,8 +80,7 @@ def _judged(row: Row, name: str, level: float) -> dict[str, Any]:
 
 
 def _reasons(row: Row) -> dict[str, Any]:
-    reasons = row["reasons"].split(", ") if row["reasons"] else []
-    return {"verdict": row["verdict"], "reasons": reasons, "explanation": row["explanation"]}
+    return {"verdict": row["verdict"], "reasons": names_of(row["reasons"]), "explanation": row["explanation"]}
 
 
 def _named(row: Row, *names: str) -> dict[str, Any]:
@@ -126,7 +96,7 @@ def _pair(row: Row, *more: str) -> dict[str, Any]:
 
 
 def _tokens_to_target(row: Row, level: float) -> contract.TokensToTarget:
-    reasons = row["reasons"].split(", ")
+    reasons = names_of(row["reasons"])
     return contract.TokensToTarget(
         **_series(row),
         **_named(row, "global_batch_tokens", "tokens_to_target", "steps_to_target"),
@@ -145,6 +115,7 @@ def _critical_batch(row: Row, level: float) -> contract.CriticalBatch:
         **_named(row, "definition", "critical_batch_tokens", "residuals", "num_batches"),
         **_named(row, "lack_of_fit_p", "rms_residual", "aicc"),
         parameters=_named(row, *parameters),
+        parameter_intervals={name: _interval(row, name) for name in parameters},
         **_judged(row, "critical_batch_tokens", level),
     )
 

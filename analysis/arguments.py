@@ -2,6 +2,8 @@
 
 from argparse import ArgumentTypeError
 
+from analysis.vocabulary import DEFINITIONS
+
 
 def count(text: str) -> int:
     """Read a whole number above zero."""
@@ -27,3 +29,11 @@ def share(text: str) -> float:
     if value >= 1:
         raise ArgumentTypeError(f"expected a share between 0 and 1, as 0.9, not {text!r}")
     return value
+
+
+def definitions(text: str) -> list[str]:
+    """Read definitions of the critical batch, joined by commas."""
+    names = [name.strip() for name in text.split(",")]
+    if unknown := [name for name in names if name not in DEFINITIONS]:
+        raise ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(DEFINITIONS)}; several are joined by commas")
+    return names

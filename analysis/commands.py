@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.arguments import count, number, share
+from analysis.arguments import count, definitions, number, share
 from analysis.vocabulary import DEFINITIONS, LOSSES, RESIDUALS, TABLE_SUFFIXES
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ def add_verbs(verbs: Any) -> None:
         "fit", parents=[inputs, as_json], help="tokens to a loss, critical batches, token ratios and laws"
     )
     verb.add_argument(
-        "--definition", metavar="D", action="append", choices=DEFINITIONS, dest="definitions", default=None,
-        help=f"of the critical batch; repeatable (default: all): {', '.join(DEFINITIONS)}",
+        "--definition", metavar="D", action="extend", type=definitions, dest="definitions", default=None,
+        help=f"of the critical batch; repeatable, or joined by commas (default: all): {', '.join(DEFINITIONS)}",
     )  # fmt: skip
     verb.set_defaults(verb=fit)
     verb = verbs.add_parser("compare", parents=[inputs, as_json], help="optimizers at equal token budgets")
@@ -78,7 +78,8 @@ def fit(options: argparse.Namespace) -> int:
     """Print tokens to the targets, critical batches, token ratios and laws."""
     from analysis.answers import fit_answer
 
-    options.definitions = options.definitions or DEFINITIONS
+    if options.json and options.definitions is None:
+        options.definitions = DEFINITIONS  # tables for people leave out what needs more than T(B), unless asked for
     return _answer(options, "tokens", fit_answer, "fit_lines")
 
 
@@ -130,7 +131,7 @@ def _answer(
 
     console = Console(width=None if sys.stdout.isatty() else 160)  # a file or a pipe has no width of its own
     for part in getattr(printed, written)(estimated):
-        console.print(part)
+        console.print(part, markup=False, highlight=False)
     return 0
 
 

@@ -65,6 +65,7 @@ class CriticalBatch(_Judged):
     critical_batch_tokens: float | None
     residuals: str = Field(description="what least squares compares: log, raw_tokens or raw_steps; with the loss")
     parameters: dict[str, float | None]
+    parameter_intervals: dict[str, Interval] = Field(description="of each parameter, at `level`")
     num_batches: int
     lack_of_fit_p: float | None
     rms_residual: float | None

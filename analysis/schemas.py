@@ -51,8 +51,8 @@ _PAIR = {
 }
 _VERDICT = {
     "verdict": Column(str, "", "ok, or the gravest of what forbids to read the number as it stands"),
-    "reasons": Column(str, "", "all verdicts that apply, the gravest first; empty when none does"),
-    "explanation": Column(str, "", "the reasons in words, with what was assumed; empty when there is nothing to add"),
+    "reasons": Column(str, "", "all findings by name, joined by `, `, the gravest first; `ok` names a reservation"),
+    "explanation": Column(str, "", "the words of each finding in the same order, joined by `; `"),
 }
 _TO_TARGET = {
     "steps_to_target": Column(float, "steps", "tokens_to_target / global_batch_tokens"),
@@ -112,13 +112,15 @@ CELLS: Columns = {
     ),
     "lr_reason": Column(str, "", "what the grid leaves open about the chosen rate; empty when nothing"),
     "seeds_from": Column(str, "", "fresh: seeds that took no part in the choice of the rate; grid: those that did"),
-    "num_seeds": Column(int, "", "runs at the chosen rate"),
+    "num_seeds": Column(int, "", "runs at the chosen rate; all runs where none could be chosen"),
     "num_reached": Column(int, "", "how many of them reached the target"),
     "num_censored": Column(int, "", "how many of them give a bound of T alone"),
+    "num_diverged": Column(int, "", "how many of them diverged"),
     **_interval(
         "tokens_to_target",
         "tokens",
-        "geometric mean over the runs at the chosen setting, bounds by likelihood, less the luck of the choice",
+        "geometric mean over the runs at the chosen setting, bounds by likelihood, less the luck of the choice; "
+        "without one, the runs' bounds give an end",
     ),
     **_TO_TARGET,
     **_VERDICT,
@@ -133,7 +135,9 @@ CRITICAL_BATCHES: Columns = {
     "residuals": Column(str, "", "what least squares compares: log (log T), raw_tokens, raw_steps; with the loss"),
     **_interval("critical_batch_tokens", "tokens", "critical batch size by the row's definition"),
     "tokens_to_target": Column(float, "tokens", "T at the critical batch, log T interpolated between the batches"),
-    **_interval("t_min_tokens", "tokens", "tokens to the target at vanishing batch"),
+    **_interval(
+        "t_min_tokens", "tokens", "tokens to the target at vanishing batch; the least, where T falls before it rises"
+    ),
     **_interval("s_min_steps", "steps", "steps to the target at infinite batch"),
     **_interval(
         "exponent", "", "α of T = T_min (1 + (B / B_crit)^α); taken as 1 in emin_over_smin unless replicates refute it"

@@ -55,7 +55,10 @@ def criticals() -> Iterable[Mapping[str, Any]]:
     definitions: dict[tuple[str, str], tuple[Interval, Mapping[str, str]]] = {
         ("emin_over_smin", "log"): ((2000.0, 1500.0, 2700.0), {}),
         ("emin_over_smin", "raw_tokens"): ((1700.0, 1200.0, 2300.0), {}),
-        ("overhead_20pct", "log"): ((710.0, 600.0, 850.0), {"explanation": "reference batch 256 tokens"}),
+        ("overhead_20pct", "log"): (
+            (710.0, 600.0, 850.0),
+            {"reasons": "ok", "explanation": "reference batch 256 tokens"},
+        ),
         ("token_optimal", "log"): ((1024.0, 256.0, None), {}),
         ("token_optimal_5pct", "log"): ((1024.0, 256.0, 4096.0), {}),
         ("piecewise_kink", "log"): ((3000.0, None, None), judged("few_points", "4 batches, 3 parameters")),

@@ -101,6 +101,35 @@ def test_a_cell_without_tokens_says_why(status: str, number: int, verdict: str, 
     assert words in row["explanation"]
 
 
+def test_a_cell_without_tokens_counts_its_runs_and_bounds_them() -> None:
+    rows = steady()
+    rows[3:6] = [short(rows[3], 12.3), short(rows[4], 12.2), rows[5] | {"status": "diverged", "tokens_to_target": None}]
+    row = cell(estimated(rows))
+    assert row["verdict"] == "not_reached"
+    assert [row[f"num_{name}"] for name in ("seeds", "reached", "censored", "diverged")] == [3, 0, 2, 1]
+    assert "1 of 3 runs diverged" in row["explanation"]
+    assert row["tokens_to_target_low"] == pytest.approx(np.exp(12.2))
+    assert (row["tokens_to_target"], row["tokens_to_target_high"]) == (None, None)
+
+
+def test_a_cell_whose_chosen_rate_diverged_once_is_bounded_by_its_other_runs() -> None:
+    rows = steady()
+    rows[5] |= {"status": "diverged", "tokens_to_target": None}
+    row = cell(estimated(rows))
+    assert [row[f"num_{name}"] for name in ("seeds", "reached", "censored", "diverged")] == [3, 2, 0, 1]
+    assert row["tokens_to_target_low"] == pytest.approx(min(other["tokens_to_target"] for other in rows[3:5]))
+    assert row["tokens_to_target_high"] is None
+
+
+def test_a_cell_at_the_target_too_early_is_bounded_from_above() -> None:
+    rows = steady()
+    early = {"status": "reached_at_first_eval", "tokens_to_target": None}
+    rows[3:6] = [row | early | {"bound_tokens": bound} for row, bound in zip(rows[3:6], (5e4, 7e4, 6e4), strict=True)]
+    row = cell(estimated(rows))
+    assert row["verdict"] == "reached_at_first_eval"
+    assert (row["tokens_to_target_low"], row["tokens_to_target_high"]) == (None, pytest.approx(7e4))
+
+
 def test_a_run_that_fell_short_has_no_weight_without_repeated_runs_to_tell_the_spread() -> None:
     rows = [run(256, 0, 12.0), run(256, 1, 12.1), short(run(256, 2, 0.0), 12.2)]
     row = cell(estimated(rows), 256)

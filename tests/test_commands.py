@@ -26,7 +26,7 @@ FROZEN: dict[str, dict[str, set[str]]] = {
         },
         "critical_batch": {
             "model", "optimizer", "target_loss_nats", "protocol", "definition", "critical_batch_tokens", "interval",
-            "level", "verdict", "reasons", "residuals", "parameters",
+            "level", "verdict", "reasons", "residuals", "parameters", "parameter_intervals",
         },
         "token_ratio": {
             "model", "baseline", "challenger", "global_batch_tokens", "target_loss_nats", "protocol", "ratio",

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from numpy.typing import NDArray
 
 from analysis.quantities.batch_series import Series
 from analysis.quantities.cells import Cells, estimate_cells
@@ -21,10 +22,11 @@ from analysis.quantities.critical_batch import critical_batches
 from analysis.quantities.curve_fits import CurveFits, curve_fits
 from analysis.quantities.pairs import pairs
 from analysis.quantities.token_ratio import token_ratios
-from analysis.statistics.families import log_batch_at
 from analysis.statistics.intervals import Estimate
 from analysis.statistics.noise import Errors
 from tests.synthetic import Laboratory, Planted, many_targets
+
+Array = NDArray[np.float64]
 
 SWEEPS = 200
 Z = 1.645
@@ -136,9 +138,18 @@ def tally_critical_batches(cells: Cells, lab: Laboratory) -> Tally:
     found = Tally()
     planted = lab.optimizers["muon"]
     reference = 2 * Z * error_of_log_b_crit(planted, lab)
+    truth = twice_the_least(planted, lab)
     for row in critical_batch_rows(cells):
-        found.add(row["critical_batch_tokens_low"], row["critical_batch_tokens_high"], planted.b_crit, reference)
+        found.add(row["critical_batch_tokens_low"], row["critical_batch_tokens_high"], truth, reference)
     return found
+
+
+def twice_the_least(planted: Planted, lab: Laboratory) -> float:
+    """Return B_crit where T only rises; after a step down it is where T is twice that of the first batch beyond it."""
+    if not planted.extra:
+        return planted.b_crit
+    first = min(batch for batch in lab.batches if batch not in planted.extra)
+    return planted.b_crit * (1 + 2 * first / planted.b_crit)
 
 
 def error_of_log_b_crit(planted: Planted, lab: Laboratory) -> float:
@@ -168,6 +179,53 @@ def test_intervals_of_ninety_percent_cover_about_ninety_and_are_no_wider_than_th
     assert all(0.85 <= coverage <= 0.95 and width <= MAX_WIDTH for coverage, width in found.values()), found
 
 
+#: T = T_min (1 + B / B_c) (1 + B_0 / B): B_c, B_0, the batches, and noise of three seeds.
+VALLEYS = {
+    "of eight batches": (1e6, 6.5e4, 2.0 ** np.arange(15, 23), 0.05),
+    "of five batches": (3_000.0, 150.0, 4.0 ** np.arange(3, 8), 0.1),
+    "of nine batches": (3_000.0, 150.0, 64 * 2.0 ** np.arange(9), 0.1),
+}
+
+
+def smooth_u(batch: Array, b_rise: float, b_fall: float) -> Array:
+    return np.asarray(np.log1p(batch / b_rise) + np.log1p(b_fall / batch))
+
+
+def error_of_twice_the_least(batches: Array, noise: float, place: float, least: float) -> float:
+    """Return the error of log B at `place`, where T is twice its least, for an oracle that knows the variance.
+
+    Its family is T = T_least (1 + sinh²(α/2 log B/B_least) / sinh²(α/2 log B_twice/B_least)), the planted one at α = 1.
+    """
+
+    def curve(parameters: Array) -> Array:
+        height, twice, lowest, exponent = parameters
+        inner, outer = np.sinh(exponent * (np.log(batches) - lowest) / 2), np.sinh(exponent * (twice - lowest) / 2)
+        return np.asarray(height + np.log1p((inner / outer) ** 2))
+
+    truth, step = np.array([0.0, np.log(place), np.log(least), 1.0]), 1e-5
+    slopes = np.array([(curve(truth + own) - curve(truth - own)) / (2 * step) for own in step * np.eye(4)]).T
+    return float(np.sqrt(np.linalg.inv(slopes.T @ slopes)[1, 1]) * noise)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VALLEYS)
+def test_intervals_of_a_smooth_u_cover_the_batch_of_twice_the_least_tokens(name: str) -> None:
+    b_rise, b_fall, batches, noise = VALLEYS[name]
+    ratio, least, random, dof = b_fall / b_rise, np.sqrt(b_rise * b_fall), np.random.default_rng(0), 2 * len(batches)
+    middle = 2 * (1 + np.sqrt(ratio)) ** 2 - 1 - ratio
+    truth = b_rise * (middle + np.sqrt(middle**2 - 4 * ratio)) / 2
+    assert smooth_u(truth, b_rise, b_fall) == pytest.approx(np.log(2) + smooth_u(least, b_rise, b_fall))
+    found, error = Tally(), noise / np.sqrt(3)
+    for _ in range(SWEEPS):
+        drawn = smooth_u(batches, b_rise, b_fall) + random.normal(0, error, len(batches))
+        errors = Errors(np.eye(len(batches)) * error**2 * random.chisquare(dof) / dof, dof, dof)
+        whole, start = Series(batches, drawn, errors, None, ()), int(np.argmin(drawn))
+        knee = CurveFits(replace(whole.part(start), whole=whole), 0.9).knee
+        found.add(knee.low, knee.high, truth, 2 * Z * error_of_twice_the_least(batches, error, truth, least))
+    assert 0.85 <= found.coverage <= 0.95, found.coverage
+    assert found.width <= MAX_WIDTH
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("b_crit", "share"), [(500_000.0, (0.95, 1.0)), (2_500.0, (0.0, 0.10))])
 def test_a_knee_is_identified_inside_the_grid_alone(b_crit: float, share: tuple[float, float]) -> None:
@@ -188,7 +246,7 @@ def intervals_of_a_planted_exponent(exponent: float, noise: float) -> Iterator[t
         errors = Errors(np.eye(4) * noise**2 / 2 * random.chisquare(dof) / dof, dof, dof)
         fits = CurveFits(Series(batches, drawn, errors, None, ()), 0.9)
         assert fits.saturating is not None
-        yield fits.saturating.critical_batch_tokens, fits.batch_of(log_batch_at(1.0))
+        yield fits.saturating.critical_batch_tokens, fits.knee
 
 
 @pytest.mark.slow

@@ -1,12 +1,15 @@
 """Every definition of the critical batch size on planted tables of T(B), and what holds for all of them."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import stdtr
 
 from analysis.quantities.cells import Cells, estimate_cells
 from analysis.quantities.critical_batch import critical_batches
@@ -26,7 +29,7 @@ def given_tokens(tokens: dict[int, float], seeds: int = 1, noise: float = 0.0, d
     """Return the cells of a table with one T a batch and seed."""
     random = np.random.default_rng(draw)
     lab = Laboratory(optimizers={"adamw": Planted()}, batches=(256,), rates=(1.0,), fresh_seeds=())
-    template = targets_table(replace(lab, grid_seeds=(0,))).row(0, named=True)
+    template = targets_table(replace(lab, grid_seeds=(0,))).row(0, named=True) | {"peak_lr": None}
     rows = []
     for batch, own in tokens.items():
         for seed in range(seeds):
@@ -118,8 +121,111 @@ def test_a_t_that_still_falls_at_the_largest_batch_has_no_optimal_one(definition
     row = of(given_tokens({256: 1.2e6, 1024: 1.1e6, 4096: 1e6}, seeds=3, noise=0.01), definition)
     assert row["verdict"] == "not_identified"
     assert row["critical_batch_tokens"] is None
-    assert row["critical_batch_tokens_low"] == 4096
+    assert row["critical_batch_tokens_low"] == pytest.approx(4096)
     assert row["critical_batch_tokens_high"] is None
+
+
+def without(cells: Cells, batch: int, low: float | None = None) -> Cells:
+    """Return the cells with no T at a batch, but what T exceeds there."""
+    gone = pl.col("global_batch_tokens") == batch
+    tokens = pl.when(~gone).then("tokens_to_target")
+    bound = pl.when(gone).then(pl.lit(low, pl.Float64)).otherwise("tokens_to_target_low")
+    reasons = pl.when(gone).then(pl.lit("diverged")).otherwise("reasons")
+    changed = {"tokens_to_target": tokens, "tokens_to_target_low": bound, "reasons": reasons}
+    return replace(cells, cells=cells.cells.with_columns(**changed))
+
+
+@pytest.mark.parametrize("definition", ["token_optimal", "token_optimal_5pct"])
+def test_a_batch_without_tokens_beside_the_cheapest_leaves_the_optimum_open(definition: str) -> None:
+    tokens = {256: 1.3e6, 1024: 1e6, 4096: 1.01e6, 16384: 1.5e6, 65536: 3e6}
+    whole = given_tokens(tokens, seeds=4, noise=0.002)
+    row = of(without(whole, 4096), definition)
+    assert (row["critical_batch_tokens"], row["critical_batch_tokens_high"]) == (None, None)
+    assert {"not_identified", "diverged"} <= set(row["reasons"].split(", "))
+    assert "T may be as low at batch 4K, where it is not known" in row["explanation"]
+    excluded = of(without(whole, 4096, low=1.4e6), definition)
+    assert excluded["critical_batch_tokens"] is not None
+    assert excluded["critical_batch_tokens_high"] is not None
+
+
+def test_a_batch_that_diverged_is_left_out_as_diverged() -> None:
+    row = of(without(given_tokens(bent(1.0), seeds=3, noise=0.02), 512), "emin_over_smin")
+    assert row["verdict"] == "diverged"
+    assert "left out, since runs diverged: batch 512" in row["explanation"]
+
+
+def valley(batches: Sequence[int], b_crit: float = 3_000.0, b_fall: float = 150.0) -> dict[int, float]:
+    return {batch: 1e6 * (1 + batch / b_crit) * (1 + b_fall / batch) for batch in batches}
+
+
+def twice_the_least(b_crit: float = 3_000.0, b_fall: float = 150.0) -> float:
+    """Return the larger root of (1 + B / B_c) (1 + B_0 / B) = 2 (1 + √(B_0 / B_c))²."""
+    ratio = b_fall / b_crit
+    middle = 2 * (1 + np.sqrt(ratio)) ** 2 - 1 - ratio
+    return float(b_crit * (middle + np.sqrt(middle**2 - 4 * ratio)) / 2)
+
+
+def test_emin_over_smin_of_a_smooth_u_is_where_tokens_are_twice_their_least() -> None:
+    batches = [64 * 4**power for power in range(5)]
+    row = of(given_tokens(valley(batches), seeds=3, noise=0.01), "emin_over_smin")
+    assert row["verdict"] == "non_monotone"
+    assert row["critical_batch_tokens"] == pytest.approx(twice_the_least(), rel=0.05)
+    assert row["critical_batch_tokens_low"] < twice_the_least() < row["critical_batch_tokens_high"]
+    assert row["t_min_tokens"] == pytest.approx(1e6 * (1 + 0.05**0.5) ** 2, rel=0.03)
+    assert (row["exponent"], row["s_min_steps"], row["aicc"]) == (None, None, None)
+    assert "the critical batch is where T is twice its least" in row["explanation"]
+
+
+def test_overhead_of_a_smooth_u_is_where_steps_are_a_fifth_above_linear_scaling() -> None:
+    batches = [64 * 2**power for power in range(9)]
+    star = of(given_tokens(valley(batches), seeds=3, noise=0.003), "overhead_20pct", 1024)["critical_batch_tokens"]
+    of_reference, of_star = (valley([batch])[batch] for batch in (1024, star))
+    assert of_star == pytest.approx(1.2 * of_reference, rel=0.01)
+
+
+def test_a_curve_whose_exponent_has_a_prior_has_no_aicc() -> None:
+    row = of(given_tokens(bent(1.6), seeds=3, noise=0.02), "emin_over_smin")
+    assert "the replicates speak against α = 1" in row["explanation"]
+    assert row["aicc"] is None
+    assert of(given_tokens(bent(1.0), seeds=3, noise=0.02), "emin_over_smin")["aicc"] is not None
+
+
+@pytest.mark.parametrize(("b_crit", "open_", "known"), [(1.5e6, "high", "low"), (30.0, "low", "high")])
+@pytest.mark.parametrize("definition", ["emin_over_smin", "free_exponent"])
+def test_an_extrapolated_knee_has_no_end_beyond_the_batches(
+    definition: str, b_crit: float, open_: str, known: str
+) -> None:
+    row = of(given_tokens(bent(1.0, b_crit), seeds=3, noise=0.0005), definition)
+    assert row["verdict"] == "not_identified"
+    assert row[f"critical_batch_tokens_{open_}"] is None
+    assert row[f"critical_batch_tokens_{known}"] == pytest.approx(b_crit, rel=0.5)
+
+
+def interval_width(row: dict[str, Any]) -> float:
+    return float(np.log(row["critical_batch_tokens_high"] / row["critical_batch_tokens_low"]))
+
+
+@pytest.mark.parametrize("definition", ["emin_over_smin", "free_exponent"])
+def test_a_misfit_widens_the_interval_with_twelve_seeds_as_with_nine(definition: str) -> None:
+    zigzag = {batch: tokens * np.exp(0.12 * (-1) ** place) for place, (batch, tokens) in enumerate(bent(1.0).items())}
+    nine, twelve = (of(given_tokens(zigzag, seeds, noise=0.03), definition) for seeds in (9, 12))
+    assert "misfit" in nine["reasons"]
+    assert "misfit" in twelve["reasons"]
+    assert interval_width(twelve) == pytest.approx(interval_width(nine), rel=0.25)
+
+
+def test_the_exponent_is_tested_with_the_spare_points_where_the_free_curve_misfits() -> None:
+    zigzag = {batch: tokens * np.exp(0.1 * (-1) ** place) for place, (batch, tokens) in enumerate(bent(1.5).items())}
+    cells = given_tokens(zigzag, seeds=3, noise=0.01)
+    fits = next(iter(curve_fits(cells, 0.9).values()))
+    plain, free, errors = fits.saturating, fits.free_exponent, fits.series.errors
+    assert plain is not None
+    assert free is not None
+    assert errors is not None
+    spare = len(fits.series.batches) - 3
+    assert spare < errors.contrast_dof
+    squares = (plain.misfit - free.misfit) / free.scale.variance
+    assert fits.against_saturation == pytest.approx(2 * stdtr(spare, -np.sqrt(squares)))
 
 
 @pytest.mark.parametrize(

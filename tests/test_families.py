@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from analysis.statistics.families import FREE_EXPONENT, KINK, NEARLY_SATURATING, SATURATING, Family, log_batch_at
+from analysis.statistics.families import (
+    FREE_EXPONENT,
+    KINK,
+    NEARLY_SATURATING,
+    SATURATING,
+    VALLEY,
+    Family,
+    log_batch_at,
+)
 from analysis.statistics.fit import Array, fit_family
 from analysis.statistics.noise import Errors
 
@@ -115,3 +123,19 @@ def test_log_batch_at_is_where_tokens_have_risen_so_far(alpha: float) -> None:
     assert np.exp(log_batch_at(1.0)(*shape)) == pytest.approx(2e3)
     assert tokens(float(np.exp(log_batch_at(0.2)(*shape)))) == pytest.approx(1.2)
     assert tokens(float(np.exp(log_batch_at(0.2, 300.0)(*shape)))) == pytest.approx(1.2 * tokens(300.0))
+
+
+def test_valley_has_twice_its_least_at_b_crit_and_slopes_that_are_its_derivatives() -> None:
+    log_b_crit, depth, step = np.log(3_000.0), 0.15, 1e-6
+    assert VALLEY.log_excess(np.array([log_b_crit]), np.array(log_b_crit), np.array(depth)) == pytest.approx(np.log(2))
+    least = np.array([log_b_crit + np.log(depth / (1 + depth))])
+    assert VALLEY.log_excess(least, np.array(log_b_crit), np.array(depth)) == pytest.approx(0.0, abs=1e-12)
+    log_batch = np.log(np.geomspace(64.0, 65_536.0, 11))
+
+    def excess(knee: float, bend: float) -> Array:
+        return VALLEY.log_excess(log_batch, np.array(knee), np.array(bend))
+
+    by_knee = (excess(log_b_crit + step, depth) - excess(log_b_crit - step, depth)) / (2 * step)
+    by_depth = (excess(log_b_crit, depth + step) - excess(log_b_crit, depth - step)) / (2 * step)
+    slopes = VALLEY.slopes(log_batch, np.array(log_b_crit), np.array(depth))
+    assert np.allclose(slopes, [by_knee, by_depth], atol=1e-6)

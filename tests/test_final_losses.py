@@ -9,6 +9,7 @@ from polars.testing import assert_frame_equal
 
 from analysis.inputs.records import Records
 from analysis.quantities.final_losses import final_losses
+from analysis.quantities.gaps import gaps
 from tests.planted_finals import Finals, Law
 
 LAB = Finals()
@@ -98,7 +99,7 @@ def test_a_table_without_rates_or_seeds_gives_final_losses_without_intervals() -
     cells = final_losses(bare, 0.9).cells
     assert cells["final_loss_nats"].null_count() == 0
     assert set(cells["verdict"]) == {"few_points"}
-    assert cells["explanation"].str.starts_with("learning rate not stated").all()
+    assert cells["explanation"].str.ends_with("; learning rate not stated").all()
 
 
 def test_further_settings_are_chosen_with_the_rate() -> None:
@@ -135,3 +136,13 @@ def test_a_warmup_of_more_than_a_fifth_confounds_a_final_loss() -> None:
     row = cell(altered(LAB.records(), warmup_tokens=pl.lit(2**19)))
     assert (row["verdict"], row["explanation"]) == ("warmup_confounded", "the warmup took 50% of the budget")
     assert cell(altered(LAB.records(), warmup_tokens=pl.lit(2**19)), budget=2**22)["verdict"] == "ok"
+
+
+@pytest.mark.parametrize(("stated", "verdict"), [(True, "single_rate"), (False, "ok")])
+def test_a_single_rate_is_a_verdict_where_it_is_stated_and_a_reservation_where_it_is_not(
+    stated: bool, verdict: str
+) -> None:
+    made = replace(LAB, rates=(1.0,)).records()
+    finals = final_losses(made if stated else altered(made, peak_lr=pl.lit(None, pl.Float64)), 0.9)
+    assert set(finals.cells["verdict"]) == {verdict}
+    assert set(gaps(finals, "adamw", 0.9)["verdict"]) == {verdict}

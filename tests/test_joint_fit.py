@@ -183,6 +183,31 @@ def test_common_exponent_has_no_end_where_the_data_give_none() -> None:
     assert (estimate.low, estimate.high) == (None, None)
 
 
+ZIGZAG = 0.06 * np.array([1, -1, 1, -1, 1, -1, 1, -1.0])
+
+
+def test_a_misfit_that_another_exponent_does_not_mend_leaves_it_at_one() -> None:
+    fit = fit_two(curves(TRUTH + ZIGZAG, 0.01**2 * np.eye(8)), 0.9)
+    assert fit.scale.birge_factor > 3
+    assert fit.refutation is None
+    assert fit.best[4] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_an_exponent_that_is_not_one_is_refuted_by_what_it_takes_off_the_misfit() -> None:
+    bent = np.concatenate([planted(180_000.0, 2_000.0, 1.5), planted(120_000.0, 3_000.0, 1.5)])
+    fit = fit_two(curves(bent, 0.01**2 * np.eye(8)), 0.9)
+    assert fit.refutation is not None
+    assert fit.refutation < 0.01
+    assert np.exp(fit.best[4]) == pytest.approx(1.5, rel=0.02)
+
+
+def test_the_spread_of_the_exponent_is_weighed_against_the_scatter_that_the_points_have() -> None:
+    """With errors a hundred times too small, the exponent is as free as the scatter of the points makes it."""
+    small, right = (fit_two(curves(TRUTH + ZIGZAG, error**2 * np.eye(8)), 0.9) for error in (0.0006, 0.006))
+    assert small.prior / right.prior == pytest.approx(100, rel=0.01)
+    assert width(small.critical_batch_ratio) == pytest.approx(width(right.critical_batch_ratio), rel=0.02)
+
+
 def test_resampled_ratios_and_exponents_spread_as_the_interval_says() -> None:
     covariance = correlated(0.03**2, 0.5)
     fit = fit_two(curves(TRUTH, covariance), 0.9)

@@ -11,6 +11,8 @@ from analysis.quantities.critical_batch import critical_batches
 from analysis.quantities.curve_fits import curve_fits
 from analysis.quantities.laws import laws
 from analysis.schemas import CRITICAL_BATCHES, TARGETS, polars_schema, table
+from analysis.statistics.fit import fit_saturating
+from analysis.statistics.noise import Errors
 from analysis.statistics.power_law import fit_power_law
 from tests.synthetic import Laboratory, Planted, targets_table
 from tests.test_fit import BATCH_SEQUENCES, ZHANG
@@ -26,7 +28,7 @@ MODELS = pl.DataFrame(
 def published() -> pl.DataFrame:
     """Return the laws of the table of arXiv 2410.21676."""
     lab = Laboratory(optimizers={"adamw": Planted()}, batches=(256,), rates=(1.0,), grid_seeds=(0,), fresh_seeds=())
-    template = targets_table(lab).row(0, named=True)
+    template = targets_table(lab).row(0, named=True) | {"peak_lr": None}
     rows = []
     for (millions, steps, _), loss in zip(ZHANG, TARGET_LOSSES, strict=True):
         for sequences, own in zip(BATCH_SEQUENCES, steps, strict=True):
@@ -169,6 +171,29 @@ def test_models_of_unknown_size_have_no_law_of_size() -> None:
     unknown = SIZED.with_columns(num_params_nonembedding=pl.lit(None, pl.Int64))
     found = laws(critical(joint_points("abcde")), unknown, 0.9)
     assert set(found["by"]) == {"tokens_to_target"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("span", [3.0, 10.0])
+def test_a_law_over_tokens_covers_although_both_come_of_one_fit(span: float) -> None:
+    """Five models whose T_min span so much, four batches, three seeds with 5 % noise."""
+    random, batches = np.random.default_rng(0), 4.0 ** np.arange(4, 8)
+    error, hits, misses = 0.05 / 3**0.5, [], []
+    for _ in range(150):
+        points = []
+        for share in np.linspace(-0.5, 0.5, 5):
+            log_t = np.log(1e5 * span**share * (1 + batches / (3000.0 * span ** (0.46 * share))))
+            log_t += random.normal(0, error, 4)
+            fit = fit_saturating(batches, log_t, 0.9, Errors(np.eye(4) * error**2, 8, 8))
+            points.append((np.exp(fit.log_b_crit), np.exp(np.interp(fit.log_b_crit, np.log(batches), log_t))))
+        y, x = np.array(points).T
+        found = fit_power_law(y, x[:, None], 0.9)
+        assert found is not None
+        (exponent,) = found.exponents
+        hits.append(exponent.low < 0.46 < exponent.high)  # type: ignore[operator]
+        misses.append(exponent.value - 0.46)  # type: ignore[operator]
+    assert 0.83 <= np.mean(hits) <= 0.96
+    assert abs(np.mean(misses)) < 0.45 * np.std(misses)
 
 
 def test_intervals_of_power_laws_cover_as_often_as_they_say() -> None:

@@ -49,8 +49,9 @@ def test_pooled_needs_three_degrees_of_freedom(values: dict[tuple[str, str, str]
     assert pooled(frame) is None
 
 
-def test_pooled_refuses_runs_that_do_not_vary() -> None:
-    assert pooled(runs({("c", "r", s): 1.0 for s in "abcdef"})) is None
+@pytest.mark.parametrize("rounding", [0.0, 1e-15])
+def test_pooled_refuses_runs_that_do_not_vary(rounding: float) -> None:
+    assert pooled(runs({("c", "r", s): 1.0 + rounding * x for x, s in enumerate("abcdef")})) is None
 
 
 def test_runs_that_differ_by_their_seed_alone_leave_an_invertible_covariance() -> None:

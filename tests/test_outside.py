@@ -143,6 +143,7 @@ def test_seeds_states_and_measurements_are_no_settings(tmp_path: Path) -> None:
     assert set(made.runs["tuning"]) == {""}
     assert made.notes == (
         "columns ignored, since they change along a run or no two runs share their values: State, data_seed, gpu_hours",
+        f"{tmp_path / 'table.csv'}: column data_seed looks like seed: --rename data_seed=seed",
     )
     with pytest.raises(ValueError, match="tell repeated runs apart by a column seed or run_id"):
         from_csv(tmp_path, "opt,batch,budget,final,data_seed\nmuon,64,1024,3.5,0\nmuon,64,1024,3.5,1\n")
@@ -230,7 +231,9 @@ def test_table_of_targets_is_given_as_it_stands(tmp_path: Path) -> None:
 def test_targets_named_choose_among_the_rows_of_a_table_of_targets(tmp_path: Path) -> None:
     text = "opt,batch,target,T\nadamw,64,3.5,640\nadamw,64,3.0,1280\n"
     assert from_csv(tmp_path, text, targets=[3.0]).given["tokens_to_target"].to_list() == [1280]
-    with pytest.raises(ValueError, match=r"no run has a target loss of 2\.5 nats; there are 3, 3\.5"):
+    with pytest.raises(
+        ValueError, match=r"no run has a target loss of 2\.5 nats: the table has the targets 3\.0, 3\.5"
+    ):
         from_csv(tmp_path, text, targets=[2.5])
 
 
@@ -337,7 +340,7 @@ def test_targets_not_named_are_what_every_cell_reached_and_where_the_slowest_was
     made = from_csv(tmp_path, text)
     assert made.targets_by_model == {"m": (2.0,), "s": (2.51, 3.01, 3.51)}
     assert made.manifest.targets_nats == (2.0, 2.51, 3.01, 3.51)
-    assert made.notes == ("target losses in nats, chosen from the curves: m: 2; s: 2.51, 3.01, 3.51",)
+    assert made.notes == ("target losses in nats, chosen from the curves: m: 2.0; s: 2.51, 3.01, 3.51",)
     asked = targets(made).group_by("model").agg(pl.col("target_loss_nats").unique().sort())
     assert dict(asked.rows()) == {"m": [2.0], "s": [2.51, 3.01, 3.51]}
 
@@ -349,3 +352,21 @@ def test_curves_that_never_fall_have_no_targets_and_no_error(tmp_path: Path) -> 
         assert made.notes == (
             "no target loss could be chosen: no curve that counts falls from one evaluation to another",
         )
+
+
+def test_column_by_a_usual_name_of_ours_is_noted_with_the_rename(tmp_path: Path) -> None:
+    text = "opt,batch,budget,final,learning_rate\n" + "".join(
+        f"{name},64,1280,3.5,{rate}\n" for name in ("adamw", "muon") for rate in (0.1, 0.2)
+    )
+    (note,) = from_csv(tmp_path, text).notes
+    assert note.endswith("column learning_rate looks like peak_lr: --rename learning_rate=peak_lr")
+    assert from_csv(tmp_path, text.replace("learning_rate", "lr")).notes == ()
+
+
+def test_chart_of_weights_and_biases_is_refused_with_what_to_export(tmp_path: Path) -> None:
+    name = "adamw-b64 - val/loss"
+    (tmp_path / "wide.csv").write_text(f"Step,{name},{name}__MIN,{name}__MAX\n100,4,4,4\n")
+    with pytest.raises(
+        ValueError, match=r"a column a run \('adamw-b64 - val/loss'\).* export the history in long form"
+    ):
+        from_tables([tmp_path / "wide.csv"])

@@ -383,3 +383,21 @@ def test_every_panel_of_a_figure_read_mid_schedule_says_so_above_its_title(name,
 
 def is_tag(artist):
     return isinstance(artist, Text) and artist.get_text().startswith("Biased")
+
+
+def test_twelve_optimizers_differ_in_colour_and_in_marker():
+    names = [f"rival {place}" for place in range(10)]
+    twelve = figure_style.OptimizerStyle(["adamw", "muon", *names])
+    assert len({to_hex(twelve.colour(name)) for name in twelve.names}) == 12
+    assert len({twelve.marker(name) for name in twelve.names}) == 12
+
+
+def test_many_optimizers_are_drawn_without_bands_and_critical_batches():
+    rivals = {f"rival{place}": Planted(150_000.0 - 9_000 * place, 2_500.0) for place in range(5)}
+    crowd = estimate(records(Laboratory(optimizers={"adamw": Planted(180_000.0, 2_000.0), **rivals})))
+    figure = FIGURES["tokens_to_target"](crowd)
+    assert isinstance(figure, Figure)
+    for ax in figure.axes:
+        assert not ax.collections
+        assert "*" not in {line.get_marker() for line in ax.lines}
+    assert {text.get_text() for text in figure.legends[0].get_texts()} >= {"AdamW", "rival4"}

@@ -38,7 +38,7 @@ def test_ratio_decomposition_finds_what_was_planted() -> None:
 
 
 def test_ratio_decomposition_is_a_product() -> None:
-    rows = decomposition(LAB)
+    rows = decomposition(replace(LAB, draw=1))
     product = rows["ratio_small_batch"]["value"] * rows["critical_batch_ratio"]["value"]
     assert product == pytest.approx(rows["ratio_large_batch"]["value"])
 
@@ -107,7 +107,7 @@ def test_ratio_decomposition_says_where_the_exponent_is_not_one() -> None:
     assert rows["exponent"]["value_low"] > 1
     assert rows["ratio_small_batch"]["value"] == pytest.approx(1.5, rel=0.05)
     assert rows["ratio_large_batch"]["value"] == pytest.approx(1.5 * 1.5**2, rel=0.1)
-    assert "α = 1 misses the points by more than the seed noise" in rows["ratio_small_batch"]["explanation"]
+    assert "the replicates speak against α = 1" in rows["ratio_small_batch"]["explanation"]
 
 
 def own_power(planted: Planted, batch: int) -> float:
@@ -133,6 +133,27 @@ def test_tail_slopes_are_those_planted() -> None:
         assert row["verdict"] == "ok"
 
 
+def test_ratio_decomposition_names_the_options_that_it_does_not_follow() -> None:
+    cells = estimate_cells(targets_table(LAB), 0.9)
+    robust = ratio_decomposition(pairs(cells, "adamw"), curve_fits(cells, 0.9, loss="huber"), 0.9)
+    told = dict(robust.select("quantity", "explanation").iter_rows())
+    words = "both curves are fitted to log T by least squares: log, huber is for single critical batches alone"
+    joint = ("ratio_small_batch", "ratio_large_batch", "critical_batch_ratio", "exponent")
+    assert all(words in told[quantity] for quantity in joint)
+    assert not any(words in row["explanation"] for row in decomposition(LAB).values())
+
+
+def test_ratio_decomposition_of_a_misfit_is_as_wide_with_twelve_seeds_as_with_nine() -> None:
+    zigzag = {batch: 0.12 * (-1) ** place for place, batch in enumerate(MANY)}
+    bent = {name: replace(own, extra=zigzag) for name, own in LAB.optimizers.items()}
+    lab = replace(LAB, batches=MANY, noise=0.03, optimizers=bent, rates=(1.0,), fresh_seeds=())
+    nine, twelve = (decomposition(replace(lab, grid_seeds=tuple(range(seeds)))) for seeds in (9, 12))
+    for name in ("ratio_small_batch", "ratio_large_batch", "critical_batch_ratio", "exponent"):
+        assert "misfit" in twelve[name]["reasons"]
+        widths = [np.log(rows[name]["value_high"] / rows[name]["value_low"]) for rows in (nine, twelve)]
+        assert widths[1] == pytest.approx(widths[0], rel=0.25)
+
+
 def test_tail_slope_without_a_kink_is_withheld() -> None:
     optimizers = {"adamw": kinked(-0.3), "muon": Planted(100_000.0, 1e12)}
     rows = decomposition(replace(LAB, noise=0.02, optimizers=optimizers))
@@ -152,4 +173,7 @@ def test_ratio_decomposition_fits_the_rising_branch_alone() -> None:
     rows = decomposition(replace(LAB, noise=0.02, optimizers={"adamw": LAB.optimizers["adamw"], "muon": dip}))
     assert rows["critical_batch_ratio"]["verdict"] == "non_monotone"
     assert rows["critical_batch_ratio"]["value"] == pytest.approx(1.5, rel=0.15)
-    assert "Muon: T falls before it rises: fitted from batch 1K on" in rows["critical_batch_ratio"]["explanation"]
+    assert (
+        "Muon: T falls before it rises: its rise is fitted, from batch 1K on"
+        in rows["critical_batch_ratio"]["explanation"]
+    )

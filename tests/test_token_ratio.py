@@ -147,6 +147,17 @@ def test_token_ratio_is_bounded_on_one_side_where_the_other_never_reached() -> N
     assert below["tokens_saved"] is None
 
 
+def test_token_ratios_over_batches_keep_that_a_side_diverged_at_one() -> None:
+    lost = (pl.col("optimizer") == "muon") & (pl.col("global_batch_tokens") == 1024) & (pl.col("init_seed") == 0)
+    diverged = {"status": pl.when(lost).then(pl.lit("diverged")).otherwise("status")}
+    diverged["tokens_to_target"] = pl.when(~lost).then("tokens_to_target")
+    lab = replace(LAB, rates=(1.0,), grid_seeds=(0, 1, 2), fresh_seeds=())
+    (pair,) = pairs(estimate_cells(targets_table(lab).with_columns(**diverged), 0.9), "adamw")
+    (finding,) = [own for own in pair.doubts() if own.name == "diverged"]
+    assert finding.words.endswith("batch 1K")
+    assert finding.words.startswith("Muon")
+
+
 def test_token_ratio_carries_the_caveat_of_a_censored_cell() -> None:
     runs = plan(replace(LAB, fresh_seeds=(2, 3, 4)))
     short = next(run for run in runs if (run.stage, run.optimizer, run.batch) == ("confirm", "adamw", 256))
@@ -181,7 +192,7 @@ def test_token_ratio_without_the_baseline_has_no_rows() -> None:
 
 def test_token_ratio_passes_on_the_reservations_of_both_sides() -> None:
     table, _ = ratios(replace(LAB, rates=(1.0,), grid_seeds=(0, 1, 4)))
-    assert set(table["verdict"]) == {"ok"}
+    assert set(table["verdict"]) == {"single_rate"}
     one = "only one learning rate was tried"
     assert set(table["explanation"]) == {f"AdamW: {one}; Muon: {one}"}
 

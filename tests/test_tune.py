@@ -164,7 +164,7 @@ def test_axis_of_one_optimizer_gives_the_other_as_many_trials() -> None:
 @pytest.mark.parametrize(
     ("axis", "message"),
     [
-        ("optimizer.weight_decy=1", "no run has 'optimizer.weight_decy' to tune; did you mean 'optimizer.weight_decay'?"),
+        ("optimizer.weight_decy=1", "'optimizer.weight_decy' to tune; did you mean 'optimizer.weight_decay'?"),
         ("optimizer.weight_decay", "expected key=value,value, as in --axis optimizer.weight_decay=0.05,0.1,0.2"),
         ("optimizer.weight_decay=", "expected key=value,value"),
         ("optimizer.peak_lr=0.1", "no run has 'optimizer.peak_lr' to tune"),

@@ -9,9 +9,10 @@ import polars as pl
 from analysis import format as fmt
 from analysis.inputs.chosen_targets import choose_targets
 from analysis.inputs.identity import Identified, identify
+from analysis.inputs.nominal_budgets import NominalBudgets, nominal_budgets
 from analysis.inputs.protocols import AVERAGED_PROTOCOLS
 from analysis.inputs.records import Records
-from analysis.inputs.table_schemas import CURVES_TABLE, TARGETS_TABLE
+from analysis.inputs.table_schemas import CURVES_TABLE, TARGETS_TABLE, alike
 from analysis.inputs.tables import Table, TableOptions, read_tables
 from analysis.schemas import EVALUATIONS, RUNS, TARGETS, Columns, polars_schema
 from harness.frozen import nearest
@@ -34,7 +35,7 @@ def from_tables(
     `baseline` is adamw by default, or else the first optimizer by name. `targets`, in nats per token, are the losses
     that curves are to reach; without any they are chosen (`choose_targets`). A table of targets brings its own, of
     which `targets` keeps those named.
-    Assumption: a curve without `token_budget` ends where its run was planned to end.
+    Assumption: a curve without `token_budget` ends where its run was planned to end (`nominal_budgets`).
 
     Raises: ValueError, one line with file, row and column for what a table has wrong; for an unknown baseline; and for
     target losses that no row of a table of targets has.
@@ -42,10 +43,11 @@ def from_tables(
     options = options or TableOptions()
     tables = read_tables(paths, options)
     curves = identify([_as_curve(table) for table in tables if table.kind != "targets"], CURVES_TABLE, "tokens_seen")
+    budgets = nominal_budgets(curves)
     stated = identify([table for table in tables if table.kind == "targets"], TARGETS_TABLE, "target_loss_nats")
     given = _given(stated, targets)
     by_model = dict.fromkeys(curves.runs["model"], tuple(targets)) if targets else choose_targets(curves.rows)
-    runs = _united(_runs_of_curves(curves, options), _runs_of_targets(stated, options))
+    runs = _united(_runs_of_curves(curves, budgets, options), _runs_of_targets(stated, options))
     losses = {*given["target_loss_nats"], *(loss for losses in by_model.values() for loss in losses)}
     manifest = SweepManifest(
         name=", ".join(path.stem for path in paths),
@@ -56,6 +58,8 @@ def from_tables(
     notes = [
         *_left_out(tables),
         *_ignored({*curves.ignored, *stated.ignored}),
+        *_unnamed(tables),
+        *budgets.notes,
         *([] if targets else _chosen(by_model, tables)),
     ]
     return Records(manifest, runs, _evaluations(curves), given, by_model, tuple(notes), outside=True)
@@ -69,17 +73,18 @@ def _as_curve(table: Table) -> Table:
     return replace(table, frame=frame.drop("final_loss_nats"))
 
 
-def _runs_of_curves(curves: Identified, options: TableOptions) -> pl.DataFrame:
+def _runs_of_curves(curves: Identified, budgets: NominalBudgets, options: TableOptions) -> pl.DataFrame:
     """Return the runs in the columns of `schemas.RUNS`; one with a loss that is not finite diverged."""
     ends = curves.rows.group_by("run").agg(
         pl.col("tokens_seen", "train_seconds").last(), diverged=(~pl.col("val_loss_nats").is_finite()).any()
     )
     batch, budget = pl.col("global_batch_tokens"), pl.col("token_budget")
-    at_end = pl.when(pl.col("tokens_seen") > budget - batch).then(pl.lit("budget"))
+    at_end = pl.when(pl.col("nominal").is_not_null() | (pl.col("tokens_seen") > budget - batch)).then(pl.lit("budget"))
     runs = (
         curves.runs.drop("tokens_seen", "train_seconds")
         .join(ends, on="run")
-        .with_columns(token_budget=pl.coalesce(budget, "tokens_seen"))
+        .join(budgets.by_run, on="run", how="left")
+        .with_columns(token_budget=pl.coalesce(budget, "nominal"))
         .with_columns(
             realized_tokens=budget // batch * batch,
             step=_step(),
@@ -141,7 +146,10 @@ def _given(stated: Identified, targets: Sequence[float]) -> pl.DataFrame:
         there = rows["target_loss_nats"].unique().sort()
         rows = rows.filter(named)
         if rows.is_empty():
-            raise ValueError(f"no run has a target loss of {_losses(targets)} nats; there are {_losses(there)}")
+            of = "targets" if len(there) > 1 else "target"
+            raise ValueError(
+                f"no run has a target loss of {_losses(targets)} nats: the table has the {of} {_losses(there)}"
+            )
     reached, short = pl.col("status") == "reached", pl.col("status") == "not_reached"
     tokens = pl.col("tokens_to_target")
     rows = rows.with_columns(
@@ -192,6 +200,19 @@ def _ignored(names: Iterable[str]) -> list[str]:
     )
 
 
+def _unnamed(tables: Iterable[Table]) -> list[str]:
+    """Return a note for every further column by whose name many know one of ours that its table lacks."""
+    return [
+        f"{table.path}: column {theirs} looks like {ours}: --rename {theirs}={ours}"
+        for table in tables
+        for ours, theirs in alike(table.others, _lacking(table))
+    ]
+
+
+def _lacking(table: Table) -> list[str]:
+    return [column.name for column in table.frame if column.null_count() == len(column)]
+
+
 def _chosen(by_model: Mapping[str, Sequence[float]], tables: Iterable[Table]) -> list[str]:
     chosen = "; ".join(f"{model}: {_losses(losses)}" for model, losses in by_model.items() if losses)
     if chosen:
@@ -202,4 +223,4 @@ def _chosen(by_model: Mapping[str, Sequence[float]], tables: Iterable[Table]) ->
 
 
 def _losses(losses: Iterable[float]) -> str:
-    return ", ".join(f"{loss:.4g}" for loss in losses)
+    return ", ".join(fmt.loss(loss) for loss in losses)

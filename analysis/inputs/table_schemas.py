@@ -5,7 +5,7 @@ A file is of one kind, known by its columns: `val_loss_nats` along `tokens_seen`
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 from analysis.inputs.protocols import PROTOCOLS
@@ -113,9 +113,14 @@ _THEIR_NAMES = {
     "tokens_seen": ("tokens", "train/tokens", "num_tokens", "step", "Step", "_step", "iteration"),
     "val_loss_nats": ("val/loss", "eval/loss", "val_loss", "eval_loss", "validation_loss", "loss"),
     "final_loss_nats": ("final_loss", "val/loss", "val_loss", "eval/loss", "loss"),
-    "token_budget": ("tokens", "total_tokens", "max_tokens"),
+    "token_budget": ("tokens", "total_tokens", "max_tokens", "budget"),
     "target_loss_nats": ("target_loss", "target", "loss"),
+    "peak_lr": ("lr", "learning_rate", "max_lr", "base_lr", "optimizer.lr"),
+    "seed": ("random_seed", "init_seed", "data_seed", "rng_seed"),
 }
+
+#: Columns that a table may lack, and of which a note says so where another column has one of their usual names.
+_WORTH_A_NOTE = ("peak_lr", "seed", "token_budget")
 
 
 def recognise(columns: Iterable[str]) -> Kind:
@@ -124,6 +129,7 @@ def recognise(columns: Iterable[str]) -> Kind:
     Raises: ValueError when they are of two kinds or of none, or when one is missing, with the nearest name there is.
     """
     columns = list(columns)
+    _refuse_wide(columns)
     found = {name: _TELLTALES[name] for name in columns if name in _TELLTALES}
     if not found:
         raise ValueError(
@@ -141,6 +147,24 @@ def recognise(columns: Iterable[str]) -> Kind:
     if kind == "targets" and not set(TO_TARGET) & set(columns):
         raise ValueError(f"column {_or(TO_TARGET)} of a table of targets is missing; {_advice(TO_TARGET[0], columns)}")
     return kind
+
+
+def alike(others: Sequence[str], lacking: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield ours and theirs: each column that a table lacks, and the further one that has a usual name of it."""
+    for ours in _WORTH_A_NOTE:
+        theirs = next((name for name in _THEIR_NAMES[ours] if name in others), None)
+        if ours in lacking and theirs is not None:
+            yield ours, theirs
+
+
+def _refuse_wide(columns: Sequence[str]) -> None:
+    """Refuse a chart of Weights & Biases: a column a run, whose settings are nowhere in the file."""
+    wide = [name for name in columns if " - " in name and not name.endswith(("__MIN", "__MAX"))]
+    if wide and any(f"{name}__MIN" in columns for name in wide):
+        raise ValueError(
+            f"a chart exported from Weights & Biases: a column a run ({wide[0]!r}), without its settings; export the "
+            "history in long form, a row an evaluation with the run's optimizer, batch and rate (analysis/README.md)"
+        )
 
 
 def _advice(name: str, columns: list[str]) -> str:

@@ -17,6 +17,8 @@ _TOKEN_RATIO = (
     "The token ratio is the tokens that {} takes over those that the other optimizer takes, to the same loss at the "
     "same batch size. "
 )
+#: Of more challengers the lead gives the tokens alone.
+_MAX_IN_FULL = 3
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ def lead(estimates: Estimates) -> str:
     sentences = []
     for name in found.others:
         sentences.append(f"{say.tokens_in_short(found, name)}.")
+        if len(found.others) > _MAX_IN_FULL:
+            continue  # the list below has the rest
         sentences.append(say.critical_numbers(found, [name, found.baseline]))
         sentences.append(say.frontier(found, name))
     return place + " ".join(sentences)

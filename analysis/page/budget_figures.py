@@ -19,7 +19,7 @@ def equal_budget(estimates: Estimates) -> Drawing:
     drawn = estimates.equal_budget.filter(pl.col("tokens").is_in(budgets))
     with style.theme():
         optimizers = contents.optimizers(estimates)
-        figure, axes = style.panels(len(budgets))
+        figure, axes = style.panels(len(budgets), height_inches=optimizers.panel_height_inches)
         for ax, budget in zip(axes, budgets, strict=True):
             part = drawn.filter(pl.col("tokens") == budget)
             for name in optimizers.names:
@@ -45,7 +45,7 @@ def gaps(estimates: Estimates) -> Drawing:
     drawn = known.filter(pl.col("token_budget").is_in(budgets))
     with style.theme():
         optimizers = contents.optimizers(estimates)
-        figure, axes = style.panels(len(budgets))
+        figure, axes = style.panels(len(budgets), height_inches=optimizers.panel_height_inches)
         for ax, budget in zip(axes, budgets, strict=True):
             ax.axhline(0.0, color=style.INK, lw=0.8, zorder=1)
             for name in optimizers.names:

@@ -47,7 +47,8 @@ FIGURES: dict[str, Caption] = {
         {level} interval; seed noise is pooled over batches. Curve and band: T(B) = T_min (1 + B / B_crit), least
         squares on log T. The star is B_crit at 2 T_min, the bar across it its {level} interval. An arrow at the top:
         not every run reached the target; at the bottom: reached before the first evaluation. A hollow marker
-        carries a caveat: the table's verdict and reason say which.""",
+        carries a caveat: the table's verdict and reason say which. Of more than five optimizers bands and stars are
+        left out: the figure of critical batches has them.""",
         ("cells", "fit_curves", "critical_batches"),
     ),
     "steps_to_target": Caption(

@@ -1,12 +1,12 @@
 """Every warning of the tables in one list: what stands against which numbers, the gravest first, each said once.
 
-An explanation joins the words of several findings with semicolons (`verdicts.verdict_columns`), in tables of pairs
-after the name of the optimizer that they are about. Here every finding stands alone, without that name, and those that
-differ in a decimal number alone are one.
+A row's findings (`verdicts.findings_of`) stand alone here. What a table of pairs has from the cells of one side bears
+the name of its optimizer: without it, it is the same warning as that of the cells. Findings of one name that differ in
+decimal numbers alone are one.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,10 +15,8 @@ import polars as pl
 from analysis import format as fmt
 from analysis.estimate import Estimates
 from analysis.schemas import TABLES
-from analysis.verdicts import GRAVEST_FIRST
+from analysis.verdicts import Finding, findings_of, gravity
 
-#: Conclusions and sound numbers: a warning only with words beside them.
-_SOUND = ("ok", "rising", "falling", "unresolved")
 #: The columns that say where a row stands, in the order of reading, and the noun before several of their values.
 _PLACES = {
     "definition": "",
@@ -33,6 +31,7 @@ _PLACES = {
     "kind": "",
 }
 _MAX_VALUES = 6
+_SIDES = ("baseline", "challenger")
 #: Numbers that may differ between findings that are otherwise the same: p-values, shares, losses, rates.
 _DECIMAL = re.compile(r"\d+\.\d+(?:e[+-]?\d+)?|\d+e[+-]?\d+")
 
@@ -42,7 +41,12 @@ class Caveat(NamedTuple):
 
     verdict: str
     explanation: str
-    where: str
+    places: tuple[str, ...]
+
+    @property
+    def where(self) -> str:
+        """Return all tables and rows in one line."""
+        return "; ".join(self.places)
 
     @property
     def title(self) -> str:
@@ -52,15 +56,10 @@ class Caveat(NamedTuple):
 
 @dataclass
 class _Said:
-    """Findings that are alike: their words, the verdicts that they may stand for, the rows by the name of the table.
+    """Findings of one name that are alike: their words, and the rows by the name of the table."""
 
-    `beside` are the findings that stand in the same rows.
-    """
-
-    names: set[str]
     words: dict[str, None] = field(default_factory=dict)
     rows: dict[str, list[pl.DataFrame]] = field(default_factory=dict)
-    beside: set[str] = field(default_factory=set)
 
 
 def caveats(estimates: Estimates) -> list[Caveat]:
@@ -70,51 +69,32 @@ def caveats(estimates: Estimates) -> list[Caveat]:
 
 def caveats_of(tables: Mapping[str, pl.DataFrame]) -> list[Caveat]:
     """Return the warnings of tables by their names, the gravest first."""
-    ordered = sorted(_found(tables), key=lambda said: _gravity(_verdict(said)))
-    return [Caveat(_verdict(said), _worded(list(said.words)), _where(said)) for said in ordered]
-
-
-def _found(tables: Mapping[str, pl.DataFrame]) -> list[_Said]:
-    """Take all explanations apart into findings, each once."""
-    owner, found = _owner(tables.values()), dict[str, _Said]()
+    found: dict[Finding, _Said] = {}
     for name, frame in tables.items():
-        warned = frame.filter(~pl.col("verdict").is_in(_SOUND) | (pl.col("explanation") != ""))
-        for key, rows in warned.group_by("verdict", "reasons", "explanation", maintain_order=True):
-            verdict, reasons, explanation = map(str, key)
-            words = [owner.sub("", part) for part in (explanation or fmt.verdict(verdict)).split("; ")]
-            alike = [_DECIMAL.sub("…", part) for part in words]
-            names = set(filter(None, reasons.split(", ")))
-            for template, part in zip(alike, words, strict=True):
-                own = names & {"few_points"} if part.startswith("no interval") else names
-                said = found.setdefault(template, _Said(own))
-                said.names = said.names & own
-                said.words[part] = None
-                said.rows.setdefault(name.replace("_", " "), []).append(rows)
-                said.beside |= set(alike)
-    _narrow(found)
-    return list(found.values())
+        for finding, rows in _findings(frame):
+            alike = Finding(finding.name, _DECIMAL.sub("…", finding.words))
+            said = found.setdefault(alike, _Said())
+            said.words[finding.words] = None
+            said.rows.setdefault(name.replace("_", " "), []).append(rows)
+    ordered = sorted(found.items(), key=lambda each: gravity(each[0].name))
+    return [Caveat(alike.name, _worded(list(said.words)), _places(said)) for alike, said in ordered]
 
 
-def _owner(frames: Iterable[pl.DataFrame]) -> re.Pattern[str]:
-    """Match the optimizer, perhaps with batches, that words begin with."""
-    columns = ("optimizer", "baseline", "challenger")
-    named = (frame[column].drop_nulls() for frame in frames for column in columns if column in frame.columns)
-    written = {re.escape(fmt.optimizer_name(name)) for names in named for name in names.unique()}
-    return re.compile(rf"^(?:{'|'.join(sorted(written))})(?:, batch(?:es)? [^:]+)?: ")
+def _findings(frame: pl.DataFrame) -> Iterator[tuple[Finding, pl.DataFrame]]:
+    """Yield every finding of a table with the rows that have it."""
+    sides = [name for name in _SIDES if name in frame.columns]
+    warned = frame.filter(pl.col("reasons") != "")
+    for (reasons, explanation, *names), rows in warned.group_by("reasons", "explanation", *sides, maintain_order=True):
+        owners = [f"{fmt.optimizer_name(str(name))}: " for name in names]
+        for finding in dict.fromkeys(
+            Finding(name, _without(owners, words)) for name, words in findings_of(str(reasons), str(explanation))
+        ):
+            yield finding, rows
 
 
-def _verdict(said: _Said) -> str:
-    """Return the verdict that a finding stands for, `ok` where its rows have none in common."""
-    return min(said.names, key=_gravity, default="ok")
-
-
-def _narrow(found: Mapping[str, _Said]) -> None:
-    """Of several verdicts that a finding may stand for, leave out those that others in the same rows stand for."""
-    for _ in GRAVEST_FIRST:
-        for said in found.values():
-            others = [found[key].names for key in said.beside]
-            taken = {name for names in others if len(names) == 1 for name in names}
-            said.names = said.names - taken or said.names
+def _without(owners: list[str], words: str) -> str:
+    """Leave out the optimizer that words are about."""
+    return next((words.removeprefix(owner) for owner in owners if words.startswith(owner)), words)
 
 
 def _worded(words: list[str]) -> str:
@@ -126,8 +106,8 @@ def _worded(words: list[str]) -> str:
     return _DECIMAL.sub(lambda _: next(written), words[0])
 
 
-def _where(said: _Said) -> str:
-    return "; ".join(f"{table}: {_place(pl.concat(rows))}" for table, rows in said.rows.items())
+def _places(said: _Said) -> tuple[str, ...]:
+    return tuple(f"{table}: {_place(pl.concat(rows))}" for table, rows in said.rows.items())
 
 
 def _place(rows: pl.DataFrame) -> str:
@@ -143,7 +123,3 @@ def _values(rows: pl.DataFrame, name: str, noun: str) -> str:
         return ""
     plural = {"batch": "batches"}.get(noun, f"{noun}s") if len(values) > 1 else noun
     return " ".join(filter(None, (plural if noun else "", fmt.listed(fmt.first(values, _MAX_VALUES)))))
-
-
-def _gravity(verdict: str) -> int:
-    return GRAVEST_FIRST.index(verdict) if verdict in GRAVEST_FIRST else len(GRAVEST_FIRST)

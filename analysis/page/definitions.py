@@ -141,7 +141,7 @@ VERDICTS: dict[str, str] = {
     "few_points": """
         A number without an interval: fewer points than parameters and three more.""",
     "single_rate": """
-        One learning rate was tried, so that none was chosen.""",
+        The learning rate is stated, and only one was tried: nothing says that it is a good one.""",
     "rising": """
         The slope of the token ratio in the batch is above 0, and its whole interval with it.""",
     "falling": """

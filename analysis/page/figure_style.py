@@ -32,7 +32,12 @@ MAX_PANEL_COLUMNS = 3
 
 #: Places in the colour-blind palette; other optimizers take the free places in alphabetical order.
 _COLOUR_PLACES = {"adamw": 0, "muon": 1}
-_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "h", "<", ">")
+_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "h", "<", ">", "p", "d", "8")
+#: The palette's yellow vanishes on white paper; these follow the others, so that twelve optimizers have a colour each.
+_PALE, _MORE_COLOURS = 8, ("#4b2e83", "#00524d", "#7f7300")
+#: More optimizers than these in a panel hide each other's bands and critical batches.
+_MAX_TOGETHER = 5
+_CROWDED_HEIGHT = 1.5
 _LINE_STYLES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (3, 1, 1, 1)), (0, (5, 1)), (0, (1, 1)))
 
 
@@ -76,7 +81,18 @@ class OptimizerStyle:
         self.names = sorted(optimizers, key=lambda name: (_COLOUR_PLACES.get(name, len(_COLOUR_PLACES)), name))
         free = (place for place in count() if place not in _COLOUR_PLACES.values())
         self._places = {name: _COLOUR_PLACES[name] if name in _COLOUR_PLACES else next(free) for name in self.names}
-        self._palette = seaborn.color_palette("colorblind")
+        named = seaborn.color_palette("colorblind")
+        self._palette = [*named[:_PALE], *named[_PALE + 1 :], *_MORE_COLOURS]
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether there are too many to draw bands and critical batches of all in one panel."""
+        return len(self.names) > _MAX_TOGETHER
+
+    @property
+    def panel_height_inches(self) -> float:
+        """The height of a panel that has them all."""
+        return PANEL_HEIGHT_INCHES * (_CROWDED_HEIGHT if self.is_crowded else 1.0)
 
     def colour(self, name: str) -> Any:
         return self._palette[self._places[name] % len(self._palette)]

@@ -123,7 +123,7 @@ def _figure(estimates: Estimates, cost: str | None) -> Drawing:
         return _nothing(estimates)
     with style.theme():
         optimizers = contents.optimizers(estimates)
-        figure, axes = style.panels(len(places))
+        figure, axes = style.panels(len(places), height_inches=optimizers.panel_height_inches)
         for ax, heading in zip(axes, places, strict=True):
             style.heading(ax, heading)
         points = list(places.values())

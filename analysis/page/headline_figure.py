@@ -23,7 +23,8 @@ def headline(estimates: Estimates) -> Drawing:
         optimizers, points = contents.optimizers(estimates), frontier_figures.points_at(estimates, target)
         notes = tokens_figures.critical_notes(estimates, target)
         lines = len(style.wrapped(notes))
-        figure, (left, *right) = style.panels(1 if points.is_empty() else 2, share=False, note_lines=lines)
+        number, height = 1 if points.is_empty() else 2, optimizers.panel_height_inches
+        figure, (left, *right) = style.panels(number, share=False, note_lines=lines, height_inches=height)
         tokens_figures.draw(left, estimates, target, "tokens_to_target", optimizers)
         left.set_ylabel(tokens_figures.LABELS["tokens_to_target"])
         style.log_axis(left, "y", headroom=marks.HEADROOM)

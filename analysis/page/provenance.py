@@ -37,15 +37,24 @@ def facts(estimates: Estimates) -> list[tuple[str, str]]:
 
 
 def problems(estimates: Estimates) -> dict[str, Any]:
-    """Return the runs that did not finish as planned, and how many of the manifest left no record."""
+    """Return the runs that did not finish, those of the manifest that left no record, and both in words."""
     runs, manifest = estimates.records.runs, estimates.records.manifest
     unfinished = runs.filter(pl.col("status") != "finished").select(_PROBLEM_COLUMNS)
     planned = {run.run_id for run in manifest.runs}
     return {
         "table": html_table("runs", "Runs that diverged or have not finished.", unfinished, RUNS, exact=True),
         "missing": sorted(planned - set(runs["run_id"])),
-        "planned": len(planned),
+        "words": _incomplete(runs, len(planned - set(runs["run_id"])), len(planned)),
     }
+
+
+def _incomplete(runs: pl.DataFrame, num_missing: int, num_planned: int) -> str:
+    """Say how many runs diverged, have not finished, or left no evaluation; empty where all is whole."""
+    diverged, unfinished = ((runs["status"] == status).sum() for status in ("diverged", "running"))
+    said = [f"{diverged} diverged"] * bool(diverged) + [f"{unfinished} have not finished"] * bool(unfinished)
+    words = [f"of {fmt.count(runs.height, 'run')} {' and '.join(said)}"] * bool(said)
+    words += [f"{num_missing} of {num_planned} planned left no evaluation"] * bool(num_missing)
+    return "; ".join(words)
 
 
 def _share_range(shares: pl.Series) -> str:

@@ -18,6 +18,7 @@ from analysis.page.definitions import DEFINITIONS
 from analysis.page.drawn import DrawnFigure, draw_all
 from analysis.page.html_table import HtmlTable, html_table
 from analysis.page.parts import Part, parts
+from analysis.refusals import of_compare, of_fit, of_frontier
 from analysis.schemas import RUNS, TABLES
 from harness.record import write_atomically
 
@@ -70,6 +71,7 @@ def _render(estimates: Estimates, figures: list[DrawnFigure], reference: Path | 
         level=f"{estimates.level:.0%}",
         definition=definition(estimates),
         answered=[_answered(part) for part in parts(estimates)],
+        refused=_refused(estimates),
         sections=captions.SECTIONS,
         figures=figures,
         absent=_absent(figures),
@@ -89,6 +91,14 @@ def _render(estimates: Estimates, figures: list[DrawnFigure], reference: Path | 
 def _answered(part: Part) -> Answered:
     own = part.estimates
     return Answered(part.label, lead(own), answers(own), budget_sentences(own), caveats(own))
+
+
+def _refused(estimates: Estimates) -> dict[str, str]:
+    """Return the reasons of all refusals, each with what it forbids; a definition that was not asked for is none."""
+    by_reason: dict[str, list[str]] = {}
+    for refusal in dict.fromkeys((*of_fit(estimates), *of_compare(estimates), *of_frontier(estimates))):
+        by_reason.setdefault(refusal.reason, []).append(refusal.what.replace("_", " "))
+    return {reason: fmt.listed(whats) for reason, whats in by_reason.items()}
 
 
 def _absent(figures: list[DrawnFigure]) -> dict[str, list[str]]:

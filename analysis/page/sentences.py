@@ -56,7 +56,9 @@ def at_target(estimates: Estimates, target: float) -> AtTarget:
         others=[name for name in names if name != baseline],
         sizes=sorted(estimates.cells["global_batch_tokens"].unique()),
         criticals={row["optimizer"]: row for row in in_log_last.iter_rows(named=True)},
-        ratios=estimates.token_ratios.filter(here).sort("global_batch_tokens").rows(named=True),
+        ratios=estimates.token_ratios.filter(here, pl.col("verdict") != "refused")
+        .sort("global_batch_tokens")
+        .rows(named=True),
         trends=estimates.ratio_trends.filter(here).rows(named=True),
         decomposition=estimates.ratio_decomposition.filter(here).rows(named=True),
         dominance=dominance.sort(pl.col("kind") == "projected", descending=True, maintain_order=True).rows(named=True),
@@ -117,12 +119,11 @@ def trend(row: Row) -> str:
     pair = f"The token ratio of {fmt.optimizer_name(row['baseline'])} over {fmt.optimizer_name(row['challenger'])}"
     slope = f"slope {fmt.estimate(row, 'slope')} in log R against log B"
     directions = {"rising": "rises", "falling": "falls"}
-    if row["verdict"] not in directions:
-        known = [] if row["slope"] is None else [slope]
-        return f"{pair}: no trend with the batch is decided ({'; '.join([*known, fmt.judged(row)])})."
-    if row["explanation"]:
-        caveats = f"resting on ratios with caveats: {row['explanation']}"
-        return f"{pair}: no trend with the batch is claimed ({slope}, {caveats})."
+    known = [words for words in (slope if row["slope"] is not None else "", row["explanation"]) if words]
+    if row["verdict"] == "unresolved":
+        return f"{pair}: no trend with the batch is decided ({'; '.join(known)})."
+    if row["verdict"] not in directions or row["explanation"]:
+        return f"{pair}: no trend with the batch is claimed ({'; '.join(known or [fmt.judged(row)])})."
     return f"{pair} {directions[row['verdict']]} with the batch ({slope})."
 
 

@@ -15,6 +15,8 @@ from analysis.page.figure_style import OptimizerStyle
 
 #: The definition of the curve that is drawn.
 FITTED_DEFINITION = "emin_over_smin"
+#: Said in place of one note an optimizer where many are drawn.
+_ELSEWHERE = "critical batches: in their own figure"
 LABELS = {"tokens_to_target": "Tokens to target", "steps_to_target": "Optimizer steps to target"}
 
 
@@ -36,7 +38,7 @@ def _figure(estimates: Estimates, quantity: str) -> Drawing:
         optimizers = contents.optimizers(estimates)
         notes = [critical_notes(estimates, target) for target in targets]
         lines = max(len(style.wrapped(own)) for own in notes)
-        figure, axes = style.panels(len(targets), note_lines=lines)
+        figure, axes = style.panels(len(targets), note_lines=lines, height_inches=optimizers.panel_height_inches)
         for ax, target, own in zip(axes, targets, notes, strict=True):
             draw(ax, estimates, target, quantity, optimizers)
             style.heading(ax, f"target {fmt.loss(target)} nats/token", own, lines)
@@ -59,7 +61,7 @@ def draw(ax: Axes, estimates: Estimates, target: float, quantity: str, optimizer
         _fitted_curve(ax, fits.filter(own), quantity, optimizers, name)
         marks.points(ax, cells.filter(own), quantity, optimizers, name)
         marks.without_tokens(ax, cells.filter(own), optimizers, name)
-        for critical in criticals.filter(own).iter_rows(named=True):
+        for critical in [] if optimizers.is_crowded else criticals.filter(own).iter_rows(named=True):
             _critical_batch(ax, critical, quantity, optimizers.colour(name))
     if cells[quantity].is_null().all():
         unknown = set(cells["verdict"]) & {"reached_at_first_eval", "censored"}
@@ -74,10 +76,16 @@ def fitted(estimates: Estimates) -> pl.DataFrame:
 
 
 def critical_notes(estimates: Estimates, target: float) -> list[str]:
-    """Return one line an optimizer: its critical batch with its interval, or why there is none."""
+    """Return one line an optimizer: its critical batch with its interval, or why there is none.
+
+    Of many optimizers the forest plot alone has them.
+    """
+    optimizers = contents.optimizers(estimates)
+    if optimizers.is_crowded:
+        return [_ELSEWHERE]
     rows = fitted(estimates).filter(pl.col("target_loss_nats") == target)
     by_optimizer = {row["optimizer"]: row for row in rows.iter_rows(named=True)}
-    return [_critical_note(name, by_optimizer.get(name)) for name in contents.optimizers(estimates).names]
+    return [_critical_note(name, by_optimizer.get(name)) for name in optimizers.names]
 
 
 def cues(estimates: Estimates, targets: list[float], ax: Axes) -> list[Any]:
@@ -86,11 +94,12 @@ def cues(estimates: Estimates, targets: list[float], ax: Axes) -> list[Any]:
         frame.filter(pl.col("target_loss_nats").is_in(targets))
         for frame in (estimates.cells, estimates.fit_curves, fitted(estimates))
     )
-    on_axis = criticals.filter(pl.col("critical_batch_tokens").is_between(*ax.get_xlim()))
+    shown = not contents.optimizers(estimates).is_crowded
+    on_axis = criticals.filter(pl.col("critical_batch_tokens").is_between(*ax.get_xlim()) & shown)
     reached, early = pl.col("tokens_to_target").is_not_null(), pl.col("verdict") == "reached_at_first_eval"
     band = Patch(color=style.MUTED, alpha=0.3, lw=0, label=f"fit, {estimates.level:.0%} interval")
     return contents.occurring(
-        (band, contents.any_interval(fits, "tokens_to_target")),
+        (band, shown and contents.any_interval(fits, "tokens_to_target")),
         (style.cue("$B_{crit}$, interval", marker="*", ms=10), on_axis.height > 0),
         (contents.caveat_cue(), contents.any_caveat(cells.filter(reached)) or contents.any_caveat(on_axis)),
         (style.cue("not reached by all", marker=marks.UP, ms=8), cells.filter(~reached & ~early).height > 0),
@@ -99,10 +108,12 @@ def cues(estimates: Estimates, targets: list[float], ax: Axes) -> list[Any]:
 
 
 def _fitted_curve(ax: Axes, curve: pl.DataFrame, quantity: str, optimizers: OptimizerStyle, name: str) -> None:
-    """Draw the fitted curve of one optimizer and its band."""
+    """Draw the fitted curve of one optimizer and, unless many are drawn, its band."""
     colour = optimizers.colour(name)
     curve = curve.drop_nulls(quantity).sort("global_batch_tokens")
     ax.plot(curve["global_batch_tokens"], curve[quantity], color=colour, ls=optimizers.line_style(name), zorder=2)
+    if optimizers.is_crowded:
+        return
     band = curve.drop_nulls([f"{quantity}_low", f"{quantity}_high"])
     ends = band[f"{quantity}_low"], band[f"{quantity}_high"]
     ax.fill_between(band["global_batch_tokens"], *ends, color=colour, alpha=0.15, lw=0, zorder=1)

@@ -1,7 +1,7 @@
 """T(B) of one optimizer at one target as the fits take it: the points, how sure they are, what stands against them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ _CAVEATS = (
     ("mid_schedule", "mid_schedule", "read while the learning rate decays"),
     ("censored", "censored", "some runs fell short of the target"),
     ("diverged", "diverged", "some runs diverged"),
+    ("single_rate", "single_rate", "only one learning rate was tried"),
     ("reached_at_first_eval", "reached_at_first_eval", "some runs were at the target at their first evaluation"),
 )
 _LEFT_OUT = (
@@ -35,7 +36,7 @@ _LEFT_OUT = (
         "left out, since runs were at the target at their first evaluation",
     ),
     ("not_reached", "censored", "left out, since no run reached the target"),
-    ("diverged", "censored", "left out, since all runs diverged"),
+    ("diverged", "diverged", "left out, since runs diverged"),
     ("refused", "refused", "left out, since no loss law can be had"),
 )
 
@@ -45,7 +46,8 @@ class Series:
     """The batches that a fit takes, smallest first; `batches` and `log_tokens` [n], `resamples` of log T [r, n].
 
     `resamples` of the seeds decide the intervals where there are any. `whole` is the series with
-    the batches that a fit leaves out because T falls there; None where there are none.
+    the batches that a fit leaves out because T falls there; None where there are none. `gaps` are the batches without a
+    T, each with the tokens that T is known to exceed there.
     """
 
     batches: Array
@@ -54,6 +56,18 @@ class Series:
     resamples: Array | None
     findings: tuple[Finding, ...]
     whole: "Series | None" = None
+    gaps: Mapping[int, float] = field(default_factory=dict)
+
+    def part(self, start: int) -> "Series":
+        """Return the series from the batch at a place on."""
+        errors, drawn = self.errors, self.resamples
+        return replace(
+            self,
+            batches=self.batches[start:],
+            log_tokens=self.log_tokens[start:],
+            errors=None if errors is None else errors.part(start),
+            resamples=None if drawn is None else drawn[:, start:],
+        )
 
     def tokens_at(self, global_batch_tokens: float | None) -> float | None:
         """Return T between the batches, log T interpolated in log B; None beyond them."""
@@ -69,25 +83,28 @@ def series_of(estimated: Cells, names: Mapping[str, Any], cells: pl.DataFrame, l
     a finding says so.
     """
     known = cells.filter(_has_tokens()).sort("global_batch_tokens")
-    carried = [*_carried(known, _CAVEATS), *_carried(cells.filter(~_has_tokens()), _LEFT_OUT), *_reserved(known)]
-    whole = _part(estimated, names, known, carried)
-    start = _start_of_rise(whole.log_tokens, whole.errors, level)
-    if not start:
-        return whole
-    words = f"T falls before it rises: fitted from batch {fmt.tokens(whole.batches[start])} on"
-    rising = _part(estimated, names, known[start:], [Finding("non_monotone", words), *carried])
-    return replace(rising, whole=whole)
-
-
-def _part(estimated: Cells, names: Mapping[str, Any], known: pl.DataFrame, findings: Sequence[Finding]) -> Series:
+    unknown = cells.filter(~_has_tokens())
+    carried = [*_carried(known, _CAVEATS, known.height), *_carried(unknown, _LEFT_OUT, cells.height)]
+    carried += _reserved(known)
     batches = known["global_batch_tokens"].to_list()
-    return Series(
+    whole = Series(
         batches=np.array(batches, float),
         log_tokens=known["tokens_to_target"].log().to_numpy(),
         errors=estimated.errors_of(names, batches),
         resamples=estimated.resamples_of(names, batches),
-        findings=tuple(findings),
+        findings=tuple(carried),
+        gaps=_gaps(unknown),
     )
+    start = _start_of_rise(whole.log_tokens, whole.errors, level)
+    if not start:
+        return whole
+    words = f"T falls before it rises: its rise is fitted, from batch {fmt.tokens(whole.batches[start])} on"
+    return replace(whole.part(start), findings=(Finding("non_monotone", words), *carried), whole=whole)
+
+
+def _gaps(unknown: pl.DataFrame) -> dict[int, float]:
+    bounds = unknown.select("global_batch_tokens", pl.col("tokens_to_target_low").fill_null(0.0))
+    return dict(bounds.iter_rows())
 
 
 def named_batches(batches: Sequence[float]) -> str:
@@ -123,13 +140,13 @@ def _start_of_rise(log_tokens: Array, errors: Errors | None, level: float) -> in
     return 0
 
 
-def _carried(cells: pl.DataFrame, caveats: Sequence[tuple[str, str, str]]) -> list[Finding]:
-    """Hand the cells' own reasons on to the fit."""
+def _carried(cells: pl.DataFrame, caveats: Sequence[tuple[str, str, str]], all_: int) -> list[Finding]:
+    """Hand the cells' own reasons on to the fit; the batches are named unless there are `all_`."""
     findings = []
     for reason, name, words in caveats:
         affected = cells.filter(pl.col("reasons").str.split(", ").list.contains(reason))
         if affected.height:
-            findings.append(Finding(name, f"{words}: {_named(affected)}"))
+            findings.append(Finding(name, words if affected.height == all_ else f"{words}: {_named(affected)}"))
     return findings
 
 

@@ -89,6 +89,12 @@ def why_unreached(runs: pl.DataFrame) -> Finding | None:
     return Finding("not_reached", f"target not reached{lowest_seen(runs)}")
 
 
+def also_diverged(lacking: Finding, counts: Row) -> Iterator[Finding]:
+    """Count the runs that diverged in a cell that has no T for another reason."""
+    if counts["num_diverged"] and lacking.name != "diverged":
+        yield Finding("ok", f"{counts['num_diverged']} of {fmt.count(counts['num_runs'], 'run')} diverged")
+
+
 def lowest_seen(runs: pl.DataFrame) -> str:
     """Say how low the runs came, `targets` rows; nothing where no loss was finite."""
     lowest = runs["lowest_loss_nats"].min()
@@ -114,6 +120,8 @@ def caveats(choice: Choice, protocol: str, luck: float, has_interval: bool) -> I
     if choice.lr_verdict == "edge_of_grid":
         words = "the best learning rate lies outside those tried: T is an upper bound"
         yield Finding("edge_of_grid", words)
+    if choice.lr_verdict == "single_rate" and choice.rates_tried:
+        yield Finding("single_rate", "only one learning rate was tried")
     yield Finding("ok", rate_reservations(choice))
     yield Finding("ok", _diverged_elsewhere(choice))
     if luck > MIN_LUCK:
@@ -138,8 +146,6 @@ def _untried(choice: Choice) -> str:
     tried, rate = choice.rates_tried, choice.setting.peak_lr
     if rate is None:
         return "learning rate not stated"
-    if choice.lr_verdict == "single_rate":
-        return "only one learning rate was tried"
     place = rate if choice.optimum[0] is None else choice.optimum[0]
     open_ended = choice.lr_verdict == "not_identified" and not min(tried) < place < max(tried)
     return "the best learning rate may lie outside those tried" if open_ended else ""

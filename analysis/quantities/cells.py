@@ -13,6 +13,7 @@ from analysis.quantities.cell_estimates import Chosen, Number, estimate_series
 from analysis.quantities.cell_verdicts import (
     Choice,
     Row,
+    also_diverged,
     caveats,
     lowest_seen,
     rate_reservations,
@@ -161,7 +162,7 @@ def estimate_cells(targets: pl.DataFrame, level: float) -> Cells:
         chosen = Chosen([choices[batch] for batch in known], grid, fitted, groups, groups.noise[key])
         estimate = estimate_series(chosen, f"{names['model']} {names['protocol']}", level)
         numbers = dict(zip(known, estimate.numbers, strict=True))
-        rows += [names | _cell_row(c, lacking[b], numbers.get(b), names["protocol"]) for b, c in choices.items()]
+        rows += [names | _cell_row(c, lacking[b], numbers.get(b), runs_of[*key, b]) for b, c in choices.items()]
         used += [row["group"] for row in chosen.used]
         if estimate.errors is not None:
             errors[key] = SeriesErrors(known, estimate.errors)
@@ -210,8 +211,8 @@ def _setting(row: Row) -> Setting:
     return Setting(row["peak_lr"], row["tuning"])
 
 
-def _cell_row(choice: Choice, lacking: Finding | None, number: Number | None, protocol: str) -> Row:
-    setting, used = choice.setting or Setting(None, ""), choice.used or {}
+def _cell_row(choice: Choice, lacking: Finding | None, number: Number | None, runs: pl.DataFrame) -> Row:
+    setting, used = choice.setting or Setting(None, ""), choice.used or _in_all(choice)
     row: Row = {
         "global_batch_tokens": choice.batch,
         "best_lr": setting.peak_lr,
@@ -220,15 +221,39 @@ def _cell_row(choice: Choice, lacking: Finding | None, number: Number | None, pr
         "lr_verdict": choice.lr_verdict,
         "lr_reason": "",
         "seeds_from": "fresh" if choice.fresh else "grid",
-        "num_seeds": used.get("num_runs", 0),
-        "num_reached": used.get("num_reached", 0),
-        "num_censored": used.get("num_bounds", 0),
+        "num_seeds": used["num_runs"],
+        "num_reached": used["num_reached"],
+        "num_censored": used["num_bounds"],
+        "num_diverged": used["num_diverged"],
     }
     if number is None:
         assert lacking is not None
-        return row | dict.fromkeys(_TO_TARGET) | verdict_columns([lacking])
-    findings = caveats(choice, protocol, number.luck, has_interval=number.low is not None)
+        own = runs.filter(group=choice.used["group"]) if choice.used else runs
+        bounds = dict(zip(_TO_TARGET[1:3], _bounds(own), strict=True))
+        findings = [lacking, *also_diverged(lacking, used)]
+        return row | dict.fromkeys(_TO_TARGET) | bounds | verdict_columns(findings)
+    findings = [*caveats(choice, runs["protocol"][0], number.luck, has_interval=number.low is not None)]
     return row | {"lr_reason": rate_reservations(choice)} | _to_target(choice, number) | verdict_columns(findings)
+
+
+def _in_all(choice: Choice) -> Row:
+    """Count all runs of a cell in which no setting could be chosen."""
+    counts = ("num_runs", "num_reached", "num_bounds", "num_diverged")
+    return {name: sum(group[name] for group in choice.groups) for name in counts}
+
+
+def _bounds(runs: pl.DataFrame) -> tuple[float | None, float | None]:
+    """Return the ends of T that runs without a common T give: they fell short, or were at the target too early.
+
+    A diverged run takes for ever.
+    """
+    known = runs.filter(pl.col("value").is_not_null())
+    if known.is_empty():
+        return None, None
+    tokens = known["value"].exp()
+    if (known["side"] >= 0).all():
+        return tokens.min(), None  # type: ignore[return-value]
+    return None, tokens.max() if (runs["side"] == -1).all() and known.height == runs.height else None  # type: ignore
 
 
 def _to_target(choice: Choice, number: Number) -> dict[str, float | None]:

@@ -9,10 +9,11 @@ import numpy as np
 import polars as pl
 
 from analysis import format as fmt
+from analysis.quantities.batch_series import Series, named_batches
 from analysis.quantities.curve_fits import CurveFits, FitsBySeries, knee_of
 from analysis.quantities.learning_rates import SERIES
 from analysis.schemas import CRITICAL_BATCHES, FIT_CURVES, table
-from analysis.statistics.families import FREE_EXPONENT, KINK, SATURATING, log_batch_at
+from analysis.statistics.families import FREE_EXPONENT, KINK, SATURATING, Array
 from analysis.statistics.fit import Fit
 from analysis.statistics.intervals import Estimate
 from analysis.statistics.optimal_batch import cheapest_batch, largest_batch_within
@@ -52,10 +53,12 @@ def critical_batches(
 def emin_over_smin(fits: CurveFits) -> Row:
     """B_crit of T(B) = T_min (1 + B / B_crit): the batch that takes twice the fewest tokens and twice the fewest steps.
 
+    Where T falls before it rises there is no T_min at vanishing batch: then it is the batch on the rising branch that
+    takes twice the fewest tokens of all batches. Both readings agree where T only rises.
+
     Source: arXiv 1812.06162, eq. 2.11: (S/S_min - 1)(E/E_min - 1) = 1 with E = S B.
     """
-    knee = fits.batch_of(log_batch_at(1.0))
-    return _of_saturating("emin_over_smin", fits, knee, [])
+    return _of_saturating("emin_over_smin", fits, fits.knee, [])
 
 
 def overhead_20pct(fits: CurveFits, reference_batch_tokens: int | None) -> Row:
@@ -69,7 +72,7 @@ def overhead_20pct(fits: CurveFits, reference_batch_tokens: int | None) -> Row:
     if reference_batch_tokens is None:
         words = "needs a reference batch: one absolute number for all optimizers"
         return _row("overhead_20pct", fits, _NOTHING, [Finding("refused", words)])
-    star = fits.batch_of(log_batch_at(0.2, reference_batch_tokens))
+    star = fits.batch_at(0.2, reference_batch_tokens)
     reference = Finding("ok", f"reference batch {fmt.tokens(reference_batch_tokens)} tokens")
     return _of_saturating("overhead_20pct", fits, star, [reference])
 
@@ -79,12 +82,12 @@ def token_optimal(fits: CurveFits) -> Row:
 
     Source: arXiv 2505.02222, eq. 6.
     """
-    return _of_points("token_optimal", fits, cheapest_batch)
+    return _of_points("token_optimal", fits, cheapest_batch, 0.0)
 
 
 def token_optimal_5pct(fits: CurveFits) -> Row:
     """Return the largest batch whose T is within 5 % of the least, between batches by interpolation."""
-    return _of_points("token_optimal_5pct", fits, partial(largest_batch_within, OPTIMAL_SHARE))
+    return _of_points("token_optimal_5pct", fits, partial(largest_batch_within, OPTIMAL_SHARE), OPTIMAL_SHARE)
 
 
 def piecewise_kink(fits: CurveFits) -> Row:
@@ -93,7 +96,8 @@ def piecewise_kink(fits: CurveFits) -> Row:
     Source: arXiv 2505.02222, appendix F.
     """
     fit = fits.kink
-    row = _row("piecewise_kink", fits, knee_of(fit), fits.judge(fit, knee_of(fit), KINK), fit)
+    knee = knee_of(fit)
+    row = _row("piecewise_kink", fits, fits.bounded(knee, knee), fits.judge(fit, knee, KINK), fit)
     slope = fit.bend_estimate if fit else _NOTHING
     ends = (None if end is None else end - 1.0 for end in (slope.value, slope.low, slope.high))
     return (
@@ -105,7 +109,7 @@ def free_exponent(fits: CurveFits) -> Row:
     """Return B_crit of T(B) = T_min (1 + (B / B_crit)^α): the batch with T = 2 T_min whatever the exponent."""
     fit = fits.free_exponent
     findings = [*fits.judge(fit, knee_of(fit), FREE_EXPONENT), *fits.compare_exponents()]
-    row = _row("free_exponent", fits, knee_of(fit), findings, fit)
+    row = _row("free_exponent", fits, fits.bounded(knee_of(fit), knee_of(fit)), findings, fit)
     return row | _columns("exponent", _exponent(fit)) | _columns("t_min_tokens", fit.t_min_tokens if fit else _NOTHING)
 
 
@@ -139,8 +143,11 @@ def _by_definition(definition: str, fits: CurveFits, reference_batch_tokens: int
     return _OF_SERIES[definition](fits)
 
 
-def _of_points(definition: str, fits: CurveFits, read: Callable[..., Estimate]) -> Row:
-    """Read a batch off the points alone, those included where T falls."""
+def _of_points(definition: str, fits: CurveFits, read: Callable[..., Estimate], share: float) -> Row:
+    """Read a batch off the points alone, those included where T falls.
+
+    Batches without a T whose T may be within `share` of the least leave open what they adjoin.
+    """
     series = fits.series.whole or fits.series
     if len(series.batches) < 2:
         few = Finding("few_points", "one batch shows no optimum")
@@ -151,25 +158,50 @@ def _of_points(definition: str, fits: CurveFits, read: Callable[..., Estimate]) 
         findings.append(Finding("not_identified", "T is still near its least at the largest batch tried"))
     if series.errors is None:
         findings.append(Finding("few_points", "no interval: no usable replicate variance"))
-    return _row(definition, fits, estimate, findings)
+    within = (1 + share) * float(np.exp(series.log_tokens.min()))
+    gaps = [gap for gap, bound in series.gaps.items() if bound <= within]
+    findings += _hidden(estimate.value, series, gaps)
+    low, high = (None if _beside(end, series.batches, gaps) else end for end in (estimate.low, estimate.high))
+    return _row(definition, fits, Estimate(estimate.value, low, high), findings)
+
+
+def _hidden(value: float | None, series: Series, gaps: Sequence[int]) -> list[Finding]:
+    """Name the batches without a T next to the cheapest batch or to the value: they may be as cheap."""
+    cheapest = float(series.batches[np.argmin(series.log_tokens)])
+    near = sorted({gap for place in (value, cheapest) for gap in _beside(place, series.batches, gaps)})
+    if not near:
+        return []
+    return [Finding("not_identified", f"T may be as low at {named_batches(near)}, where it is not known")]
+
+
+def _beside(place: float | None, batches: Array, gaps: Sequence[int]) -> list[int]:
+    """Return the gaps that no batch with a T separates from a place."""
+    if place is None:
+        return []
+    ends = ((min(gap, place), max(gap, place)) for gap in gaps)
+    between = [np.any((batches > low) & (batches < high)) for low, high in ends]
+    return [gap for gap, separated in zip(gaps, between, strict=True) if not separated]
 
 
 def _of_saturating(definition: str, fits: CurveFits, estimate: Estimate, findings: list[Finding]) -> Row:
     """Add T_min, S_min and α; neither of the first has a value where the knee lies beyond the batches on its side."""
-    fit, knee = fits.headline, fits.batch_of(log_batch_at(1.0))
-    row = _row(definition, fits, estimate, [*findings, *fits.judge(fit, knee, SATURATING), *fits.doubt()], fit)
+    fit, knee = fits.headline, fits.knee
+    findings = [*findings, *fits.judge(fit, knee, SATURATING), *fits.doubt()]
+    row = _row(definition, fits, fits.bounded(estimate, knee), findings, fit)
     if fit is None:
         return row
     t_min, s_min, batches = fits.t_min_tokens(), fit.s_min_steps, fits.series.batches
     if knee.value is not None and knee.value < batches[0]:
-        t_min = replace(t_min, value=None)
+        t_min = replace(t_min, value=None, low=None)
     if knee.value is not None and knee.value > batches[-1]:
-        s_min = replace(s_min, value=None)
+        s_min = replace(s_min, value=None, low=None)
     return row | _columns("t_min_tokens", t_min) | _columns("s_min_steps", s_min) | _columns("exponent", _exponent(fit))
 
 
 def _exponent(fit: Fit | None) -> Estimate:
-    """Return α of a curve, 1 without an interval where it is so by definition."""
+    """Return α of a curve, 1 without an interval where it is so by definition; a curve that falls has none."""
+    if fit and fit.family.falls:
+        return _NOTHING
     bend = fit.bend_estimate if fit else _NOTHING
     if fit and not fit.family.is_bent:
         return Estimate(1.0)
@@ -190,7 +222,7 @@ def _row(definition: str, fits: CurveFits, estimate: Estimate, own: Iterable[Fin
         **_columns("s_min_steps", _NOTHING),
         **_columns("exponent", _NOTHING),
         **_columns("tail_slope", _NOTHING),
-        "num_batches": len(fits.series.batches),
+        "num_batches": len(fit.residuals if fit else fits.series.batches),
         "lack_of_fit_p": fit.scale.lack_of_fit_p if fit else None,
         "rms_residual": float(np.sqrt(np.mean(fit.residuals**2))) if fit else None,
         "aicc": fit.aicc if fit else None,
@@ -200,9 +232,10 @@ def _row(definition: str, fits: CurveFits, estimate: Estimate, own: Iterable[Fin
 
 def _curve(fits: CurveFits) -> list[Row]:
     """Return the curve of the headline over the batches that it was fitted to."""
-    fit, batches = fits.headline, fits.series.batches
+    fit, series = fits.headline, fits.series
     if fit is None:
         return []
+    batches = (series.whole or series).batches[-len(fit.residuals) :]
     places = np.unique(np.geomspace(batches[0], batches[-1], _CURVE_POINTS).round().astype(int))
     rows = []
     for batch, tokens in zip(places.tolist(), fit.tokens_at(places), strict=True):

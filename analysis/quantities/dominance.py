@@ -23,7 +23,7 @@ from analysis.quantities.pairs import CONTEXT, Pair, Sides
 from analysis.schemas import DOMINANCE, table
 from analysis.statistics.noise import NO_NOISE, Errors
 from analysis.statistics.pareto import Points, compare, undominated
-from analysis.verdicts import Finding, verdict_columns
+from analysis.verdicts import Finding, names_of, verdict_columns
 
 Array = NDArray[np.float64]
 
@@ -121,7 +121,7 @@ def _caveats(points: pl.DataFrame) -> list[Finding]:
     """
     cells: dict[str, dict[str, list[int]]] = {}
     for optimizer, batch, reasons in points.unique().sort(pl.all()).iter_rows():
-        for name in sorted(set(reasons.split(", ")) - {"", "few_points"}):
+        for name in sorted({*names_of(reasons)} - {"few_points"}):
             cells.setdefault(name, {}).setdefault(optimizer, []).append(batch)
     return [Finding(name, f"{fmt.verdict(name)}: {_places(places)}") for name, places in cells.items()]
 

@@ -248,7 +248,7 @@ def _findings(best: dict[str, Any], noise: Noise | None) -> list[Finding]:
         return [Finding("diverged", f"{lost} of {fmt.count(best['num_runs'], 'run')} at the chosen rate diverged")]
     words = {
         "edge_of_grid": Finding("edge_of_grid", "the best learning rate lies outside those tried: a lower loss is due"),
-        "single_rate": Finding("ok", "only one learning rate was tried"),
+        "single_rate": Finding("single_rate", "only one learning rate was tried"),
     }
     found = [words[best["lr_verdict"]]] if best["lr_verdict"] in words else []
     if best["peak_lr"] is None:

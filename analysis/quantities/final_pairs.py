@@ -11,7 +11,7 @@ import polars as pl
 from analysis import format as fmt
 from analysis.quantities.final_losses import GROUP, FinalLosses, StandardError, error_of_mean
 from analysis.quantities.run_groups import complete_groups
-from analysis.statistics.noise import NO_NOISE, Noise, pooled
+from analysis.statistics.noise import Noise, pooled
 from analysis.verdicts import Finding, findings_of
 
 Row = dict[str, Any]
@@ -102,13 +102,21 @@ def final_pairs(finals: FinalLosses, baseline: str) -> Iterator[FinalPair]:
 
 
 def handed_on(optimizer: str, cells: pl.DataFrame) -> list[Finding]:
-    """Return what stands against rows of `FINAL_LOSSES`, with optimizer and batches, but for a missing interval."""
-    found = []
-    for (reasons, explanation), own in cells.group_by(["reasons", "explanation"], maintain_order=True):
-        names = ", ".join(name for name in reasons.split(", ") if name != "few_points")
-        words = explanation.removesuffix(NO_NOISE).removesuffix("; ")
-        batches = [fmt.tokens(batch) for batch in own["global_batch_tokens"].unique().sort()]
-        where = f" (batch{'es' if len(batches) > 1 else ''} {fmt.listed(batches)})" if cells.height > 1 else ""
-        if words:
-            found += findings_of(names, f"{fmt.optimizer_name(optimizer)}: {words}{where}")
-    return found
+    """Return what stands against rows of `FINAL_LOSSES`, with the optimizer, and the batches where it is not all.
+
+    That one cell has no interval is none about several.
+    """
+    batches: dict[Finding, list[int]] = {}
+    for batch, *told in cells.select("global_batch_tokens", "reasons", "explanation").iter_rows():
+        for finding in findings_of(*told):
+            batches.setdefault(finding, []).append(batch)
+    return [
+        Finding(name, f"{fmt.optimizer_name(optimizer)}: {words}{_at(own) if len(own) < cells.height else ''}")
+        for (name, words), own in batches.items()
+        if name != "few_points"
+    ]
+
+
+def _at(batches: list[int]) -> str:
+    names = [fmt.tokens(batch) for batch in sorted(set(batches))]
+    return f" (batch{'es' if len(names) > 1 else ''} {fmt.listed(names)})"

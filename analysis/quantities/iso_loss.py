@@ -20,6 +20,8 @@ from analysis.verdicts import Finding, verdict_columns
 
 Array = NDArray[np.float64]
 
+_ESTIMATE = ("batch_ratio", "batch_ratio_low", "batch_ratio_high", "lower_bound")
+
 
 def iso_loss(finals: FinalLosses, baseline: str, level: float) -> pl.DataFrame:
     """Return the table `iso_loss`: a row per batch and budget of the baseline at which the challenger has final losses.
@@ -29,7 +31,7 @@ def iso_loss(finals: FinalLosses, baseline: str, level: float) -> pl.DataFrame:
     all of them, there is none.
 
     Assumption: runs of the same seed at different batches are independent, which makes the interval wide; it has no
-    part for the interpolation between batches.
+    part for the interpolation between batches. Of a challenger with one batch at a budget nothing can be said: refused.
     """
     return table((row for pair in final_pairs(finals, baseline) for row in _rows(pair, level)), ISO_LOSS)
 
@@ -51,8 +53,17 @@ def _rows(pair: FinalPair, level: float) -> Iterator[Row]:
     known = pair.challenger.filter(pl.col("final_loss_nats").is_not_null()).sort("global_batch_tokens")
     for row in pair.baseline.iter_rows(named=True):
         others = known.filter(token_budget=row["token_budget"])
-        if not others.is_empty():
+        if others.height == 1:
+            yield _refused(pair, row, others["global_batch_tokens"][0])
+        elif others.height:
             yield _row(pair, row, others, level)
+
+
+def _refused(pair: FinalPair, baseline: Row, batch: int) -> Row:
+    names = f"{fmt.optimizer_name(pair.names['challenger'])} after {fmt.tokens(baseline['token_budget'])} tokens"
+    one = Finding("refused", f"one batch of {names}, {fmt.tokens(batch)}: a batch of equal loss takes several")
+    place = {name: baseline[name] for name in PLACE}
+    return pair.names | place | dict.fromkeys(_ESTIMATE) | verdict_columns([one])
 
 
 def _row(pair: FinalPair, baseline: Row, others: pl.DataFrame, level: float) -> Row:
@@ -72,7 +83,7 @@ def _row(pair: FinalPair, baseline: Row, others: pl.DataFrame, level: float) -> 
         bound = _exp(largest) if here == np.inf else None
         if half is None and value is not None:
             findings.append(Finding("few_points", NO_NOISE))
-    estimate = {"batch_ratio": value, "batch_ratio_low": low, "batch_ratio_high": high, "lower_bound": bound}
+    estimate = dict(zip(_ESTIMATE, (value, low, high, bound), strict=True))
     return pair.names | place | estimate | verdict_columns(findings)
 
 

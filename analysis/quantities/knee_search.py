@@ -1,7 +1,7 @@
 """How well a critical batch size is known so far, and at which batches more runs would tell most about it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -17,7 +17,7 @@ from analysis.statistics.families import NEARLY_SATURATING
 from analysis.statistics.fit import Fit, fit_family
 from analysis.statistics.informative import Information, most_informative
 from analysis.statistics.intervals import Estimate
-from analysis.statistics.noise import Noise
+from analysis.statistics.noise import MIN_DOF, Noise
 
 Array = NDArray[np.float64]
 
@@ -33,13 +33,15 @@ class Knee:
     """B_crit of one series, T(B) = T_min (1 + (B / B_crit)^α) with α near 1, from runs so far.
 
     The interval leaves α open whatever its p-value, since it decides when to stop: a lucky one must not.
-    runs: by batch, those that T was estimated from. noise: of log T of one run, None where it is not known.
+    runs, rates: by batch, those that T was estimated from, and their learning rate.
+    noise: of log T of one run, None where it is not known.
     """
 
     estimate: Estimate
     series: Series
     fit: Fit
     runs: Mapping[int, int]
+    rates: Mapping[int, float]
     noise: Noise | None
 
     @property
@@ -103,22 +105,30 @@ class Knee:
 
 def knee_so_far(targets: pl.DataFrame, level: float) -> Knee | None:
     """Return B_crit of the one series in `targets`; None below three batches with a T."""
-    estimated = estimate_cells(targets, level)
+    with np.errstate(over="ignore"):  # intervals of single cells, while next to nothing is known of the noise
+        estimated = estimate_cells(targets, level)
     if estimated.cells.is_empty():
         return None
     names = estimated.cells.select(SERIES).unique().row(0, named=True)
-    series = series_of(estimated, names, estimated.cells, level)
+    series = _with_known_errors(series_of(estimated, names, estimated.cells, level))
     if len(series.batches) <= NEARLY_SATURATING.num_parameters:
         return None
-    runs = {row["global_batch_tokens"]: row["num_seeds"] for row in estimated.cells.iter_rows(named=True)}
+    known = {row["global_batch_tokens"]: row for row in estimated.cells.iter_rows(named=True)}
     fit = fit_family(NEARLY_SATURATING, series.batches, series.log_tokens, level, series.errors)
     return Knee(
         estimate=_united(_reported(series, level), fit.critical_batch_tokens),
         series=series,
         fit=fit,
-        runs={int(batch): runs[int(batch)] for batch in series.batches},
+        runs={int(batch): known[int(batch)]["num_seeds"] for batch in series.batches},
+        rates={int(batch): known[int(batch)]["best_lr"] for batch in series.batches},
         noise=estimated.noise[tuple(names[name] for name in SERIES)],
     )
+
+
+def _with_known_errors(series: Series) -> Series:
+    """Return the series without errors that too few repeated runs tell at its batches: they bound nothing."""
+    errors = series.errors
+    return series if errors is None or min(errors.dof, errors.contrast_dof) >= MIN_DOF else replace(series, errors=None)
 
 
 def _reported(series: Series, level: float) -> Estimate:

@@ -42,18 +42,19 @@ class Inverse:
     """T of a series at one target.
 
     `log_tokens`: by batch, of those that have one, whose `errors` are in the same order; `outside`: why others have
-    none, or that it is extrapolated.
+    none, and `bounds` the end of their interval that the budgets give.
     """
 
     log_tokens: dict[int, float]
     outside: dict[int, Finding]
+    bounds: dict[int, Bounded]
     errors: Errors | None
 
     def tokens(self, batch: int, level: float) -> Bounded:
         """Return T of a batch with its interval."""
         log_t = self.log_tokens.get(batch)
         if log_t is None:
-            return None, None, None
+            return self.bounds.get(batch, (None, None, None))
         if self.errors is None:
             return float(np.exp(log_t)), None, None
         place = list(self.log_tokens).index(batch)
@@ -62,22 +63,27 @@ class Inverse:
         return value, low, high
 
 
-def invert(series: LawSeries, target: float, extrapolate: bool) -> Inverse:
-    """Find T on the law of every batch whose losses fall and have the target within them."""
+def invert(series: LawSeries, target: float) -> Inverse:
+    """Find T on the law of every batch whose losses fall and have the target within them; none is extrapolated."""
     law = series.law
     if law is None:
-        return Inverse({}, {}, None)
+        return Inverse({}, {}, {}, None)
     log_tokens = law.log_tokens(target)
     found = {batch: _outside(law, place, target) for place, batch in enumerate(series.batches)}
     outside = {batch: finding for batch, finding in found.items() if finding is not None}
-    usable = law.falls & np.isfinite(log_tokens)
-    if extrapolate:
-        outside = {batch: Finding("ok", f"extrapolated: {finding.words}") for batch, finding in outside.items()}
-    else:
-        usable &= np.array([batch not in outside for batch in series.batches])
+    inside = np.array([batch not in outside for batch in series.batches])
+    usable = law.falls & np.isfinite(log_tokens) & inside
+    bounds = {batch: _bound(law, series.batches.index(batch), finding) for batch, finding in outside.items()}
     places = np.flatnonzero(usable)
     errors = law.errors_at(np.where(usable, log_tokens, law.log_centre), places) if len(places) else None
-    return Inverse({series.batches[place]: float(log_tokens[place]) for place in places}, outside, errors)
+    return Inverse({series.batches[place]: float(log_tokens[place]) for place in places}, outside, bounds, errors)
+
+
+def _bound(law: LossLaw, place: int, outside: Finding) -> Bounded:
+    """Return T of a target outside the budgets: above the largest one or below the smallest."""
+    if outside.name == "not_reached":
+        return None, float(np.exp(law.max_log_tokens[place])), None
+    return None, None, float(np.exp(law.min_log_tokens[place]))
 
 
 def _outside(law: LossLaw, place: int, target: float) -> Finding | None:
@@ -129,14 +135,15 @@ def _setting(cells: pl.DataFrame, tokens: float | None) -> dict[str, Any]:
         "tuning": best["tuning"] or "",
         **interval_columns("optimal_lr", (None, None, None)),
         "lr_verdict": best["lr_verdict"] or "not_identified",
-        "lr_reason": "only one learning rate was tried" if best["lr_verdict"] == "single_rate" else "",
+        "lr_reason": "",
         "seeds_from": "fresh" if fresh else "grid",
     }
 
 
 def _counts(runs: pl.DataFrame, target: float) -> dict[str, int]:
     reached = runs.filter(pl.col("loss_nats") <= target).height
-    return {"num_seeds": runs.height, "num_reached": reached, "num_censored": 0}
+    lost = runs["loss_nats"].null_count()
+    return {"num_seeds": runs.height, "num_reached": reached, "num_censored": 0, "num_diverged": lost}
 
 
 def _costs(runs: pl.DataFrame, batch: int, tokens: float | None) -> dict[str, float | None]:
@@ -178,7 +185,7 @@ def findings_of_batch(series: LawSeries, batch: int) -> list[Finding]:
         if concerned:
             findings.append(Finding("ok" if verdict == "diverged" else verdict, f"{words}: {_named(concerned)}"))
     if (cells["lr_verdict"] == "single_rate").any():
-        findings.append(Finding("ok", "only one learning rate was tried"))
+        findings.append(Finding("single_rate", "only one learning rate was tried"))
     return findings
 
 

@@ -26,13 +26,11 @@ FULLY_DECAYED = ("decayed", "branched_decay")
 _SHARES = (0.25, 0.5, 0.75)
 
 
-def loss_laws(
-    finals: FinalLosses, targets: pl.DataFrame, level: float, extrapolate: bool = False
-) -> tuple[pl.DataFrame, Cells]:
+def loss_laws(finals: FinalLosses, targets: pl.DataFrame, level: float) -> tuple[pl.DataFrame, Cells]:
     """Return the table `loss_laws` and the cells with T at every target (model, target_loss_nats).
 
     Where a model has no target, there are three within what all of its batches reached. A target outside the budgets
-    of a batch has no T there unless asked to `extrapolate`; one budget alone has none at all, and that is refused.
+    of a batch has no T there; one budget alone has none at all, and that is refused.
 
     Source: arXiv 2505.13738.
     """
@@ -46,7 +44,7 @@ def loss_laws(
         series = _series(own, finals)
         laws += _law_rows(series, level)
         for target in _targets(series.names, cells, targets):
-            inverse = invert(series, target, extrapolate)
+            inverse = invert(series, target)
             rows += cell_rows(series, target, inverse, level)
             if inverse.errors is not None:
                 errors[(*series.names.values(), target)] = SeriesErrors(tuple(inverse.log_tokens), inverse.errors)

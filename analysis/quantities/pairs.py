@@ -18,7 +18,7 @@ from analysis import format as fmt
 from analysis.quantities.batch_series import named_batches
 from analysis.quantities.cells import Cells, complete_groups
 from analysis.statistics.noise import Errors, Noise, pooled
-from analysis.verdicts import Finding
+from analysis.verdicts import Finding, names_of
 
 Array = NDArray[np.float64]
 
@@ -26,8 +26,8 @@ Array = NDArray[np.float64]
 CONTEXT = ("model", "protocol", "target_loss_nats")
 
 
-#: A fit lacks the cells that have no T for these reasons.
-_AS_GAP = {"not_reached": "censored", "diverged": "censored"}
+#: A fit lacks the cells that have no T for this reason.
+_AS_GAP = {"not_reached": "censored"}
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,17 @@ class Pair:
         """The batches that both sides ran at."""
         return sorted(set(self.frames[0]["global_batch_tokens"]) & set(self.frames[1]["global_batch_tokens"]))
 
+    @property
+    def apart(self) -> Finding | None:
+        """Why nothing compares the two sides where they share no batch, as with batches in two units; else None."""
+        if self.batches:
+            return None
+        tried = [frame["global_batch_tokens"].unique().sort().to_list() for frame in self.frames]
+        spans = fmt.listed([fmt.span(own[0], own[-1]) for own in tried])
+        disjoint = tried[0][-1] < tried[1][0] or tried[1][-1] < tried[0][0]
+        ask = " (is one of them in another unit?)" if disjoint else ""
+        return Finding("refused", f"{fmt.listed(self.shown)} share no batch: {spans}{ask}")
+
     @cached_property
     def known(self) -> tuple[dict[int, float], dict[int, float]]:
         """The log T of each side by batch, where it has one."""
@@ -79,18 +90,22 @@ class Pair:
         return fmt.optimizer_name(self.names["baseline"]), fmt.optimizer_name(self.names["challenger"])
 
     def doubts(self, *batches: int) -> list[Finding]:
-        """Return the findings of the cells of both sides, at some batches or all, with the batches of each.
+        """Return the findings of the cells of both sides, at some batches or all, with the batches unless it is all.
 
         That one cell alone has no interval is none about both.
         """
         found: dict[tuple[str, str], list[int]] = defaultdict(list)
         for name, frame in zip(self.shown, self.frames, strict=True):
             for batch, reasons in frame.select("global_batch_tokens", "reasons").iter_rows():
-                for reason in filter(None, reasons.split(", ")):
+                for reason in names_of(reasons):
                     if reason != "few_points" and (not batches or batch in batches):
                         found[name, reason].append(batch)
+        num_batches = dict(zip(self.shown, map(len, self.frames), strict=True))
         return [
-            Finding(_AS_GAP.get(reason, reason), f"{name}, {named_batches(own)}: {fmt.verdict(reason)}")
+            Finding(
+                _AS_GAP.get(reason, reason),
+                f"{name}: {fmt.verdict(reason)}{'' if len(own) == num_batches[name] else f': {named_batches(own)}'}",
+            )
             for (name, reason), own in found.items()
         ]
 

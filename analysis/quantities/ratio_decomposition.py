@@ -29,6 +29,7 @@ Array = NDArray[np.float64]
 
 _RATIOS = ("ratio_small_batch", "ratio_large_batch", "critical_batch_ratio")
 _TAILS = ("tail_slope_baseline", "tail_slope_challenger", "tail_slope_difference")
+_QUANTITIES = (*_RATIOS, "critical_batch_ratio_equal_tokens", "exponent", *_TAILS)
 #: Batches that a curve of two parameters needs on either side.
 _MIN_BATCHES = 3
 #: Parameters of both curves with one α, and the variance.
@@ -89,7 +90,11 @@ def ratio_decomposition(compared: Sequence[Pair], fits_by_series: FitsBySeries, 
     Source: R_0 and R_∞ follow from arXiv 1812.06162, eq. 2.11.
     """
     rows = []
-    fits = [_fit(pair, fits_by_series, level) for pair in compared]
+    fits = [_fit(pair, fits_by_series, level) for pair in compared if not pair.apart]
+    for pair in compared:
+        if pair.apart:
+            unknown = {"value": None, "value_low": None, "value_high": None} | verdict_columns([pair.apart])
+            rows += [pair.names | {"quantity": name} | unknown for name in _QUANTITIES]
     for own in fits:
         for name, estimate, findings in [*_joint(own), _at_equal_tokens(own, fits), *_tails(own)]:
             ends = {"value": estimate.value, "value_low": estimate.low, "value_high": estimate.high}
@@ -115,12 +120,12 @@ def _joint(own: Fitted) -> Iterator[Quantity]:
         yield from (Quantity(name, Estimate(None), [_few_batches(own)]) for name in (*_RATIOS, "exponent"))
         return
     estimates = [fit.ratio_small_batch, fit.ratio_large_batch, fit.critical_batch_ratio]
-    if drawn is not None:
+    if drawn is not None and fit.scale.birge_factor == 1:
         ratios = resampled_ratios(own.curves, fit, drawn)
         estimates = [_with_ends(each, of, own.level) for each, of in zip(estimates, ratios, strict=True)]
     for name, estimate, ends in zip(_RATIOS, estimates, (("below",), ("above",), ("below", "above")), strict=True):
         unknown = [finding for end in ends for finding in own.outside[end]]
-        yield _judged(name, estimate, [*unknown, *_of_scale(fit.scale), *_refuted(fit)])
+        yield _judged(name, estimate, [*unknown, *_of_scale(fit.scale), *_refuted(fit), *_of_options(own)])
     yield _exponent(own, fit)
 
 
@@ -150,7 +155,7 @@ def _at_equal_tokens(own: Fitted, fits: Sequence[Fitted]) -> Quantity:
         return Quantity(name, Estimate(None), [Finding("not_identified", words)])
     rise = float(np.interp(wanted, log_t_min, log_b_crit) - start[1])
     slope = rise / (wanted - start[0]) if rise else 0.0
-    return Quantity(name, own.fit.batch_ratio_at_equal_tokens(slope), _of_scale(own.fit.scale))
+    return Quantity(name, own.fit.batch_ratio_at_equal_tokens(slope), [*_of_scale(own.fit.scale), *_of_options(own)])
 
 
 def _but_for_target(own: Fitted) -> dict[str, Any]:
@@ -169,16 +174,25 @@ def _exponent(own: Fitted, fit: JointFit) -> Quantity:
         return Quantity("exponent", Estimate(estimate.value), [few])
     if estimate.low is None or estimate.high is None:
         return _judged("exponent", estimate, [Finding("not_identified", "the data do not bound the exponent")])
-    if drawn is not None:
+    if drawn is not None and scale.birge_factor == 1:
         estimate = _with_ends(estimate, resampled_exponent(own.curves, fit, drawn), own.level)
-    return Quantity("exponent", estimate, _of_scale(scale))
+    return Quantity("exponent", estimate, [*_of_scale(scale), *_of_options(own)])
 
 
 def _refuted(fit: JointFit) -> list[Finding]:
     if fit.refutation is None:
         return []
-    said = f"α = 1 misses the points by more than the seed noise (p = {fit.refutation:.2g})"
+    said = f"α is fitted, since the replicates speak against α = 1 (p = {fit.refutation:.2g})"
     return [Finding("ok", f"{said}: it is {np.exp(fit.best[4]):.2f} for both")]
+
+
+def _of_options(own: Fitted) -> list[Finding]:
+    """Say that other residuals or another loss than these do not reach the joint fit."""
+    label = own.both[0].label
+    if label == "log":
+        return []
+    words = f"both curves are fitted to log T by least squares: {label} is for single critical batches alone"
+    return [Finding("ok", words)]
 
 
 def _tails(own: Fitted) -> Iterator[Quantity]:

@@ -28,6 +28,7 @@ class Ratios:
     """log R [batches] of one pair; `names` of the pair, `doubts` what stands against the batches' ratios.
 
     `errors` are None where the noise is not known; `resamples` [resamples, batches] decide where there are any.
+    `apart` is why there are no ratios at all.
     """
 
     names: dict[str, Any]
@@ -36,6 +37,7 @@ class Ratios:
     errors: Errors | None
     resamples: Array | None
     doubts: Sequence[Finding] = ()
+    apart: Finding | None = None
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,16 @@ def ratio_trends(ratios: Iterable[Ratios], level: float) -> pl.DataFrame:
     """
     rows = []
     for _, group in groupby(ratios, key=lambda own: [own.names[name] for name in CONTEXT]):
-        rivals = list(group)
+        own_ratios = list(group)
+        rows += [_refused(own, own.apart) for own in own_ratios if own.apart]
+        rivals = [own for own in own_ratios if own.apart is None]
         slopes = [_slope(own, level) for own in rivals]
         rows += [_row(*each, level) for each in zip(rivals, slopes, _claims(slopes, level), strict=True)]
     return table(rows, RATIO_TRENDS)
+
+
+def _refused(ratios: Ratios, why: Finding) -> dict[str, Any]:
+    return ratios.names | dict.fromkeys(RATIO_TRENDS.keys() - ratios.names.keys()) | verdict_columns([why])
 
 
 def _slope(ratios: Ratios, level: float) -> _Slope:
@@ -114,7 +122,7 @@ def _row(ratios: Ratios, slope: _Slope, holds: bool, level: float) -> dict[str, 
     if direction != slope.direction:
         findings.append(Finding("ok", f"{slope.direction} by itself, but not among all challengers (Holm)"))
     if findings and direction != "unresolved":
-        findings.insert(0, Finding("ok", f"the slope is that of a {direction} ratio"))
+        findings.append(Finding("ok", f"by its slope alone the ratio is {direction}"))
     return {
         **ratios.names,
         "slope": slope.value,

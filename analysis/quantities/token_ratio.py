@@ -25,15 +25,26 @@ Row = dict[str, Any]
 def token_ratios(compared: Sequence[Pair], level: float) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Return the tables `token_ratios` and `ratio_trends`: the baseline against every other optimizer.
 
+    Two that share no batch are refused.
+
     Source: R_L(B) is arXiv 2505.02222, eq. 2.
     """
     rows, ratios = [], []
     for pair in compared:
+        if pair.apart:
+            rows.append(_refused(pair, pair.apart))
+            ratios.append(Ratios(pair.names, [], np.zeros(0), None, None, apart=pair.apart))
+            continue
         both = [batch for batch in pair.batches if all(batch in known for known in pair.known)]
         sides = pair.sides(both, both)
         rows += [_row(pair, batch, sides, level) for batch in pair.batches]
         ratios.append(_ratios(pair, sides))
     return table(rows, TOKEN_RATIOS), ratio_trends(ratios, level)
+
+
+def _refused(pair: Pair, why: Finding) -> Row:
+    unknown = dict.fromkeys(TOKEN_RATIOS.keys() - pair.names.keys())
+    return pair.names | unknown | {"num_pairs": 0} | verdict_columns([why])
 
 
 def _ratios(pair: Pair, sides: Sides) -> Ratios:
@@ -75,9 +86,8 @@ def _handed_on(pair: Pair, batch: int) -> list[Finding]:
     findings = []
     for name, frame in zip(pair.shown, pair.frames, strict=True):
         cell = frame.row(by_predicate=pl.col("global_batch_tokens") == batch, named=True)
-        words = cell["explanation"].replace(NO_NOISE, "").strip("; ")
-        said = f"{name}: {words}" if words else ""
-        findings += [own for own in findings_of(cell["reasons"], said) if own.name != "few_points"]
+        own = findings_of(cell["reasons"], cell["explanation"])
+        findings += [Finding(reason, f"{name}: {words}") for reason, words in own if reason != "few_points"]
     return findings
 
 

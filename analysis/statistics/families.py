@@ -43,6 +43,11 @@ class Family:
         return self.bends[0] < self.bends[1]
 
     @property
+    def falls(self) -> bool:
+        """Whether T falls before it rises."""
+        return self.log_excess is _valley
+
+    @property
     def num_parameters(self) -> int:
         """Parameters that the points alone decide."""
         return 3 if self.is_bent and self.spread is None else 2
@@ -89,15 +94,48 @@ NEARLY_SATURATING = Family("nearly_saturating", _power, _power_slopes, _LOG_EXPO
 KINK = Family("kink", _kink, _kink_slopes, (0.0, 1.0))
 
 
-def log_batch_at(rise: float, reference: float | None = None) -> Callable[[Array, Array], Array]:
-    """Return log B, a function of log B_crit and log α, at which T is `1 + rise` times T(reference), else T_min.
+def _valley_root(log_batch: Array, log_b_crit: Array, depth: Array) -> Array:
+    """Return the square root of T / T_least - 1, negative on the falling branch."""
+    half = (log_batch - log_b_crit) / 2
+    return np.asarray((1 + depth) * np.exp(half) - depth * np.exp(-half))
 
+
+def _valley(log_batch: Array, log_b_crit: Array, depth: Array) -> Array:
+    return np.asarray(np.log1p(_valley_root(log_batch, log_b_crit, depth) ** 2))
+
+
+def _valley_slopes(log_batch: Array, log_b_crit: Array, depth: Array) -> tuple[Array, Array]:
+    half, root = (log_batch - log_b_crit) / 2, _valley_root(log_batch, log_b_crit, depth)
+    by_root = 2 * root / (1 + root**2)
+    by_half = (1 + depth) * np.exp(half) + depth * np.exp(-half)
+    return -by_root * by_half / 2, by_root * 2 * np.sinh(half)
+
+
+#: T = T_least (1 + ((1 + m) √(B / B_crit) - m √(B_crit / B))²), bend = m: a curve that falls and rises. T is least at
+#: m / (1 + m) B_crit, and twice that at B_crit. m = 0 is the saturating curve, and m < 0.21 is the curve
+#: T = T_min (1 + B / B_c) (1 + B_0 / B), of which m (1 + m) = √(B_0 / B_c) / (1 + √(B_0 / B_c))².
+VALLEY = Family("valley", _valley, _valley_slopes, (0.0, 2.0), 0.3)
+
+
+def log_batch_at(
+    rise: float, reference: float | None = None, family: Family = FREE_EXPONENT
+) -> Callable[[Array, Array], Array]:
+    """Return log B, a function of log B_crit and the bend, at which T is `1 + rise` times T(reference), else T_min.
+
+    It lies on the rising branch. The families are the powers and the valley.
     (B / B_crit)^α = rise + (1 + rise) (B_ref / B_crit)^α: with α = 1 it is rise B_crit + (1 + rise) B_ref.
     """
 
-    def log_batch(log_b_crit: Array, log_exponent: Array) -> Array:
+    def of_power(log_b_crit: Array, log_exponent: Array) -> Array:
         exponent = np.exp(log_exponent)
         floor = -np.inf if reference is None else np.log1p(rise) + exponent * (np.log(reference) - log_b_crit)
         return np.asarray(log_b_crit + np.logaddexp(np.log(rise), floor) / exponent)
 
-    return log_batch
+    def of_valley(log_b_crit: Array, depth: Array) -> Array:
+        floor = 0.0 if reference is None else _valley_root(np.log(reference), log_b_crit, depth) ** 2
+        root = np.sqrt(rise + (1 + rise) * floor)
+        return np.asarray(
+            log_b_crit + 2 * np.log((root + np.sqrt(root**2 + 4 * depth * (1 + depth))) / (2 + 2 * depth))
+        )
+
+    return of_valley if family.falls else of_power

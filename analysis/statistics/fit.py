@@ -1,7 +1,8 @@
 """One curve T(B) fitted to the batches of a series, with intervals: arrays in, a Fit out.
 
-Given B_crit and the bend, the best T_min is a mean, so a fit is an exhaustive search over one or two parameters. What
-the data allow beside the best gives every interval; from ten seeds on, resamples of the seeds do.
+A curve has a height T_min, a place B_crit and perhaps a bend. The best height for a given place and bend is a weighted
+mean, so that only place and bend are searched, over a grid. An interval is the range of values over all parameters
+that fit nearly as well as the best ones; from ten seeds on it comes from resamples of the seeds instead.
 """
 
 from collections.abc import Callable
@@ -45,12 +46,15 @@ class Fit:
 
     @cached_property
     def allowed(self) -> Region | Resamples | None:
-        """What decides the intervals: resamples where there are any, else the region of the profile, drawn once."""
+        """The parameters that intervals range over: the resamples if there are any, else those that fit well enough.
+
+        The latter are searched for at the first use.
+        """
         return self.profile() if self.resamples is None else self.resamples
 
     @property
     def critical_batch_tokens(self) -> Estimate:
-        """No value, and no end, where it reaches the end of the search."""
+        """B_crit; its value or an end of its interval is None if the search found it at its own limit."""
         low, high = self._ends(lambda log_b, _: log_b)
         start, last = self.limits[0]
         return Estimate(
@@ -61,7 +65,7 @@ class Fit:
 
     @property
     def bend_estimate(self) -> Estimate:
-        """The third parameter; no end where the interval reaches the end of the search."""
+        """The third parameter; an end of its interval is None if it is the limit of the search."""
         low, high = self._ends(lambda _, bend: bend)
         start, last = self.limits[1]
         return Estimate(
@@ -70,20 +74,29 @@ class Fit:
 
     @property
     def t_min_tokens(self) -> Estimate:
-        """T_min vanishes with B_crit: no lower end where that has none."""
+        """T_min; without a lower end if B_crit has none, since a curve of vanishing B_crit has vanishing T_min."""
         return self._bounded_by(self.limits[0][0], self._of_tokens(lambda log_b, _: 0.0 * log_b[None])[0])
 
     @property
     def s_min_steps(self) -> Estimate:
-        """S_min = T_min / B_crit of a saturating curve vanishes as B_crit grows; others have no least steps."""
+        """S_min = T_min / B_crit of a saturating curve; without a lower end if B_crit has no upper one.
+
+        Curves of other families are given none.
+        """
         if self.family is not SATURATING:
             return Estimate(None)
         return self._bounded_by(self.limits[0][1], self._of_tokens(lambda log_b, _: -log_b[None])[0])
 
     @property
     def aicc(self) -> float | None:
-        """Akaike's criterion, corrected for few points; None below k + 3, where the variance counts among the k."""
+        """Akaike's criterion, corrected for few points.
+
+        None with fewer points than k + 3, the variance among the k parameters, and for a family with an assumed spread
+        of its bend: that is neither a free parameter nor a fixed one.
+        """
         num, k = len(self.residuals), self.family.num_parameters + 1
+        if self.family.spread is not None:
+            return None
         if num < k + MIN_SPARE_POINTS or not self.scale.is_likelihood or self.misfit <= 0:
             return None
         return float(num * np.log(self.misfit / num) + 2 * k + 2 * k * (k + 1) / (num - k - 1))
@@ -94,7 +107,7 @@ class Fit:
         return self._of_tokens(lambda log_b, bend: self.family.log_excess(log_batch, log_b, bend))
 
     def batch_of(self, log_batch: Shape) -> Estimate:
-        """Return a batch that the shape of the curve gives, the exponential of `log_batch`; open where B_crit is."""
+        """Return the batch exp(log_batch(log B_crit, bend)); value and ends are None where those of B_crit are."""
         knee, best = self.critical_batch_tokens, log_batch(np.array(self.log_b_crit), np.array(self.bend))
         values = (float(best), *self._ends(log_batch))
         known = zip(values, (knee.value, knee.low, knee.high), strict=True)
@@ -119,7 +132,7 @@ class Fit:
         return [Estimate(*each) for each in np.exp([values, *ends]).T.tolist()]
 
     def _bounded_by(self, limit: float, estimate: Estimate) -> Estimate:
-        """Take value and lower end away where B_crit reaches this end of its search."""
+        """Return the estimate without value or lower end where B_crit is at this limit of its search."""
         value = None if self.log_b_crit == limit else estimate.value
         is_open = self.allowed is not None and self.allowed.reaches(limit)
         return Estimate(value, None if is_open else estimate.low, estimate.high)
@@ -136,10 +149,11 @@ def fit_family(
 ) -> Fit:
     """Fit one curve to log T [n] by (generalised) least squares; deterministic.
 
-    `errors` of log T come from replicates. The misfit is tested against them (F test), and a significant one scales the
-    variance by misfit / (n - k), which is then known to n - k degrees of freedom only. Without them, and with residuals
-    of T or S or a robust loss, the variance comes from the residuals if n >= k + 3, the variance among the k; with
-    fewer points there is no interval. A family whose bend the points alone decide has none below k + 3 in any case.
+    Intervals need the variance of log T. It comes from replicates, as `errors`, if there are any. If the curve misses
+    the points by significantly more than these say (F test), the variance is multiplied by misfit / (n - k), and then
+    is known to n - k degrees of freedom only. Without replicates, and for residuals of T or S or a robust loss, the
+    variance comes from the residuals. That takes n >= k + 3 points, the variance among the k parameters. With fewer
+    there is no interval, and in no case for a family with three free parameters.
 
     Raises: ValueError for unknown residuals or loss.
     Source: the scale factor is R. T. Birge's, Phys. Rev. 40 (1932) 207.
@@ -180,14 +194,20 @@ def fit_saturating(global_batch_tokens: Array, log_tokens: Array, level: float, 
 
 
 def _free_scale(observed: Observed, level: float) -> Scale:
-    """Return the variance around the curve of free exponent: an assumed spread of it is weighed against that."""
+    """Return the variance of the points around the curve of free exponent.
+
+    A family with an assumed spread of its bend weighs that spread against the points, in units of this variance.
+    """
     search = Search(FREE_EXPONENT, observed)
     spare = len(observed.log_batch) - FREE_EXPONENT.num_parameters
     return scale_of(search.at(search.best()[None]), spare, level, observed)
 
 
 def _region(search: Search, best: Array, scale: Scale) -> Region | None:
-    """Return what is within the allowed misfits: points of a grid, and of their edges along its lines."""
+    """Return the parameters whose misfit is allowed; None without a variance.
+
+    These are the points of a grid, and those where the lines of the grid pass the limits of what is allowed.
+    """
     if scale.allowed is None or scale.allowed_batch is None:
         return None
     limits = sorted({scale.allowed, scale.allowed_batch})

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from analysis.statistics.families import EXPONENT_SPREAD, FREE_EXPONENT
 from analysis.statistics.intervals import Estimate
 from analysis.statistics.least_squares import ROUGH, Solution
-from analysis.statistics.residuals import Concentrated, Scale, scale_of
+from analysis.statistics.noise import REFUTED
+from analysis.statistics.residuals import Concentrated, Scale, gain_p_value, scale_of
 from analysis.statistics.two_curves import TwoCurves
 
 Array = NDArray[np.float64]
@@ -55,14 +56,18 @@ class Cloud:
 class JointFit:
     """Two curves: `best` holds log T_min and log B_crit of the first side, then of the second, and log α of both.
 
-    `refutation` is the p-value of α = 1 where that is refuted and log α is not 0. `limits` are the ends of the search
-    for log B_crit. Without a variance there is no `cloud`, and no interval.
+    `refutation` is the p-value of α = 1 where that is refuted and log α is not 0. `prior` is the variance that the
+    spread of α is weighed against. `limits` are the ends of the search for log B_crit, and `spans` [2, 2] the smallest
+    and the largest log B of each side: no interval has an end where its B_crit lies beyond them. Without a variance
+    there is no `cloud`, and no interval.
     """
 
     best: Array
     refutation: float | None
     scale: Scale
+    prior: float
     limits: Array
+    spans: Array
     cloud: Cloud | None
 
     @property
@@ -104,7 +109,10 @@ class JointFit:
         return self._within(float(self.best[1 + 2 * side]), own, 0.0, is_open)
 
     def _reaches(self, side: int, end: int) -> bool:
-        return self.cloud is not None and self.cloud.reaches(side, float(self.limits[end]))
+        """Say whether B_crit of a side is, or may be at the limit, beyond the batches on that end."""
+        log_b_crit, (first, last) = self.best[1 + 2 * side], self.spans[side]
+        is_beyond = log_b_crit < first if end == 0 else log_b_crit > last
+        return self.cloud is not None and bool(is_beyond or self.cloud.reaches(side, float(self.limits[end])))
 
     def _estimate(self, value: float, tokens: float, batches: float | Array, is_open: tuple[bool, bool]) -> Estimate:
         """Estimate exp(value), which is (T_min / T_min')^tokens · (B_crit' / B_crit)^batches."""
@@ -128,27 +136,33 @@ def fit_two(curves: TwoCurves, level: float) -> JointFit:
     """Fit two curves of one α to log T [n] by generalised least squares; deterministic.
 
     α is 1 for the values, and near 1 (`families.EXPONENT_SPREAD`) for intervals, and for values where the replicates
-    refute 1. Without replicates, α is 1. The variance and the misfit allowed are those of a single curve
-    (`residuals.scale_of`).
+    refute 1: where a free α lowers the misfit by significantly more than they explain. That the curves miss the points
+    whatever α is none of its doing. Without replicates, α is 1. The variance and the misfit allowed are those of a
+    single curve (`residuals.scale_of`).
     """
     log_tokens = curves.observed.log_tokens[None]
     plain = curves.hold(log_tokens, np.zeros(1), curves.starts)
-    scale, surface = _scale(curves, plain, NUM_PARAMETERS, level), _Surface(curves)
-    if curves.observed.errors is None:
-        cloud = surface.cloud(np.zeros(1), float(plain.misfit[0]), scale)
-        return JointFit(plain.parameters[0], None, scale, curves.limits, cloud)
-    near, refuted = curves.near_one(log_tokens, plain.parameters), scale.birge_factor > 1
-    p_value, scale = scale.lack_of_fit_p, _scale(curves, near, NUM_PARAMETERS, level)
-    error = min(EXPONENT_SPREAD, float(np.sqrt(near.covariance()[0, 4, 4])))
+    errors = curves.observed.errors
+    if errors is None:
+        scale = _scale(curves, plain, NUM_PARAMETERS, level)
+        cloud = _Surface(curves, 1.0).cloud(np.zeros(1), float(plain.misfit[0]), scale)
+        return JointFit(plain.parameters[0], None, scale, 1.0, curves.limits, curves.spans, cloud)
+    free = curves.free(log_tokens, plain.parameters)
+    free_scale, spare = _scale(curves, free, NUM_PARAMETERS + 1, level), len(log_tokens[0]) - NUM_PARAMETERS - 1
+    p_value = gain_p_value(float(plain.misfit[0] - free.misfit[0]), free_scale, spare, errors)
+    prior, refuted = free_scale.variance, p_value < REFUTED
+    near = curves.near_one(log_tokens, plain.parameters, prior)
+    scale = _scale(curves, near, NUM_PARAMETERS, level)
+    error = min(EXPONENT_SPREAD / np.sqrt(prior), float(np.sqrt(near.covariance()[0, 4, 4])))
     reach = error * np.sqrt(scale.variance * (scale.allowed or 0.0))
-    cloud = surface.cloud(near.parameters[0, 4] + reach * _SLICES, float(near.misfit[0]), scale)
+    cloud = _Surface(curves, prior).cloud(near.parameters[0, 4] + reach * _SLICES, float(near.misfit[0]), scale)
     best = (near if refuted else plain).parameters[0]
-    return JointFit(best, p_value if refuted else None, scale, curves.limits, cloud)
+    return JointFit(best, p_value if refuted else None, scale, prior, curves.limits, curves.spans, cloud)
 
 
 def resampled_ratios(curves: TwoCurves, fit: JointFit, log_tokens: Array) -> tuple[Array, Array, Array]:
     """Return R_0, R_∞ and B_crit' / B_crit of every row of resampled `log_tokens` [r, n], α near 1; deterministic."""
-    parameters = curves.near_one(log_tokens, fit.best[None], ROUGH).parameters
+    parameters = curves.near_one(log_tokens, fit.best[None], fit.prior, ROUGH).parameters
     t_min, b_crit, other_t_min, other_b_crit, log_exponent = parameters.T
     small, log_batches = np.exp(t_min - other_t_min), other_b_crit - b_crit
     return small, small * np.exp(np.exp(log_exponent) * log_batches), np.exp(log_batches)
@@ -195,7 +209,8 @@ def _scale(curves: TwoCurves, solution: Solution, num_parameters: int, level: fl
 class _Surface:
     """The misfit over both log B_crit, with both log T_min at their best: separable up to one product of matrices."""
 
-    def __init__(self, curves: TwoCurves) -> None:
+    def __init__(self, curves: TwoCurves, prior: float) -> None:
+        self.prior = prior
         observed, num = curves.observed, curves.num_first
         sides = np.zeros((len(observed.log_tokens), 2))
         sides[:num, _FIRST] = sides[num:, _SECOND] = 1.0
@@ -225,7 +240,7 @@ class _Surface:
     def cloud(self, log_exponents: Array, least: float, scale: Scale) -> Cloud | None:
         """Return what is allowed above the `least` misfit at some α; None without a variance.
 
-        α is weighed as one more observation, of log α = 0 ± EXPONENT_SPREAD.
+        α is weighed as one more observation, of log α = 0 ± EXPONENT_SPREAD in units of the `prior` variance.
         """
         if scale.allowed is None or scale.allowed_batch is None:
             return None
@@ -237,7 +252,7 @@ class _Surface:
 
     def _slice(self, log_exponent: float, least: float, scale: Scale) -> tuple[Array, Array, Array, Array]:
         """Return both log B_crit, α, the log ratio of T_min and the misfit above the least, where any allows it."""
-        base = least - (log_exponent / EXPONENT_SPREAD) ** 2
+        base = least - self.prior * (log_exponent / EXPONENT_SPREAD) ** 2
         widest = max(scale.allowed or 0.0, scale.allowed_batch or 0.0)
         axes = self._region(log_exponent, base + widest * scale.variance)
         misfit, log_ratio = self.at(axes, log_exponent)

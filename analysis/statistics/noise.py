@@ -26,6 +26,9 @@ Array = NDArray[np.float64]
 #: Fewer degrees of freedom than these give no interval.
 MIN_DOF = 3
 
+#: What runs differ by at most where nothing but rounding tells them apart, in log T or nats.
+_ROUNDING = 1e-12
+
 #: Seeds explain at most this share of the variance: all of it would leave contrasts without error, and no inverse.
 MAX_SHARED = 0.999
 
@@ -34,6 +37,9 @@ NO_NOISE = "no interval: too few repeated runs to estimate the noise"
 
 #: A misfit less likely than this widens the intervals.
 LACK_OF_FIT_LEVEL = 0.05
+
+#: Replicates refute α = 1 where a free exponent lowers the misfit by what is less likely than this.
+REFUTED = 0.01
 
 
 @dataclass(frozen=True)
@@ -132,7 +138,7 @@ def pooled(runs: pl.DataFrame) -> Noise | None:
     if (groups["side"] == 0).sum() - groups["group"].n_unique() < MIN_DOF:
         return None
     samples = Samples.padded(groups["group"].rle_id(), groups["value"], groups["side"])
-    if not samples.squares_exact.any():
+    if samples.squares_exact.max() <= _ROUNDING**2:
         return None
     log_batch = groups.group_by("group", maintain_order=True).agg(pl.col("log_batch").first())["log_batch"].to_numpy()
     growing = growing_spread(samples, log_batch)

@@ -131,6 +131,17 @@ def scale_of(best: Concentrated, spare: int, level: float, observed: Observed) -
     return Scale(variance, allowed, allowed, is_likelihood=is_likelihood)
 
 
+def gain_p_value(gain: float, scale: Scale, spare: int, errors: Errors) -> float:
+    """Return the p-value of what one more parameter takes off the misfit; `scale` and `spare` are those with it.
+
+    If that curve misfits too, the variance comes from its `spare` points, and is known to so many degrees of freedom.
+    """
+    dof = min(errors.contrast_dof, spare) if scale.birge_factor > 1 else errors.contrast_dof
+    p_value = lack_of_fit(max(gain, 0.0) / scale.variance, 1, dof)
+    assert p_value is not None
+    return p_value
+
+
 def _from_replicates(minimum: float, spare: int, level: float, errors: Errors) -> Scale:
     per_point = minimum / max(spare, 1)
     p_value = lack_of_fit(per_point, spare, errors.contrast_dof)

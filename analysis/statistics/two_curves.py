@@ -34,9 +34,13 @@ class TwoCurves:
         """Fit every row of `log_tokens` [r, n] with α free."""
         return self._solve(log_tokens, np.zeros(len(log_tokens)), starts, 0.0, tolerance)
 
-    def near_one(self, log_tokens: Array, starts: Array, tolerance: float = TOLERANCE) -> Solution:
-        """Fit every row of `log_tokens` [r, n] with log α observed to be 0 ± EXPONENT_SPREAD."""
-        return self._solve(log_tokens, np.zeros(len(log_tokens)), starts, 1 / EXPONENT_SPREAD, tolerance)
+    def near_one(self, log_tokens: Array, starts: Array, prior: float, tolerance: float = TOLERANCE) -> Solution:
+        """Fit every row of `log_tokens` [r, n] with log α observed to be 0 ± EXPONENT_SPREAD.
+
+        `prior` is the variance of log T, in units of the errors, that this spread is weighed against.
+        """
+        stiffness = np.sqrt(prior) / EXPONENT_SPREAD
+        return self._solve(log_tokens, np.zeros(len(log_tokens)), starts, stiffness, tolerance)
 
     def fitted(self, parameters: Array) -> Array:
         """Return log T [r, n] of the curves."""
@@ -46,6 +50,12 @@ class TwoCurves:
     def limits(self) -> Array:
         """The ends of the search for log B_crit: beyond them nothing changes."""
         return np.asarray(FREE_EXPONENT.limits(self.observed.log_batch)[0])
+
+    @property
+    def spans(self) -> Array:
+        """The smallest and the largest log B of each side [2, 2]."""
+        sides = np.split(self.observed.log_batch, [self.num_first])
+        return np.array([[side.min(), side.max()] for side in sides])
 
     @property
     def starts(self) -> Array:
