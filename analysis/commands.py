@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,25 +75,19 @@ def input_options() -> argparse.ArgumentParser:
 
 def fit(options: argparse.Namespace) -> int:
     """Print tokens to the targets, critical batches, token ratios and laws."""
-    from analysis.answers import fit_answer
-
     if options.json and options.definitions is None:
         options.definitions = DEFINITIONS  # tables for people leave out what needs more than T(B), unless asked for
-    return _answer(options, "tokens", fit_answer, "fit_lines")
+    return _answer(options, "tokens", "fit")
 
 
 def compare(options: argparse.Namespace) -> int:
     """Print how the optimizers compare at equal token budgets."""
-    from analysis.answers import compare_answer
-
-    return _answer(options, "budgets", compare_answer, "compare_lines")
+    return _answer(options, "budgets", "compare")
 
 
 def frontier(options: argparse.Namespace) -> int:
     """Print time and cost to the targets, over device counts."""
-    from analysis.answers import frontier_answer
-
-    return _answer(options, "time", frontier_answer, "frontier_lines")
+    return _answer(options, "time", "frontier")
 
 
 def schema(options: argparse.Namespace) -> int:
@@ -108,9 +101,10 @@ def schema(options: argparse.Namespace) -> int:
 
 def report(options: argparse.Namespace, folder: Path) -> Path:
     """Write the report of outside tables, or of several sweeps together, into `folder`; return its place."""
+    estimated = _estimates(options)
     from analysis.page.report import write_report
 
-    return write_report(_estimates(options), folder)
+    return write_report(estimated, folder)
 
 
 def is_table(path: str) -> bool:
@@ -118,19 +112,28 @@ def is_table(path: str) -> bool:
     return Path(path).suffix.lower() in TABLE_SUFFIXES
 
 
-def _answer(
-    options: argparse.Namespace, question: str, answer: "Callable[[Estimates, Sequence[str]], BaseModel]", written: str
-) -> int:
+def keep_to_one_thread() -> None:
+    """Keep linear algebra to one thread: on small matrices threads wait for each other. To be called before numpy is
+    imported.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+def _answer(options: argparse.Namespace, question: str, name: str) -> int:
+    """Print the answer of a verb, by its name in `answers` and `page.printed`."""
     estimated = _estimates(options, question)
     if options.json:
-        print(json.dumps(answer(estimated, estimated.records.notes).model_dump(mode="json"), indent=1, allow_nan=False))
+        from analysis import answers
+
+        answer: BaseModel = getattr(answers, f"{name}_answer")(estimated, estimated.records.notes)
+        print(json.dumps(answer.model_dump(mode="json"), indent=1, allow_nan=False))
         return 0
     from rich.console import Console
 
     from analysis.page import printed
 
     console = Console(width=None if sys.stdout.isatty() else 160)  # a file or a pipe has no width of its own
-    for part in getattr(printed, written)(estimated):
+    for part in getattr(printed, f"{name}_lines")(estimated):
         console.print(part, markup=False, highlight=False)
     return 0
 
@@ -150,7 +153,7 @@ def estimate_options(options: argparse.Namespace) -> "EstimateOptions":
 
 def _estimates(options: argparse.Namespace, *questions: str) -> "Estimates":
     """Return the estimates of what was named; of some questions alone where there are any."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: on small matrices threads wait for each other
+    keep_to_one_thread()
     from analysis.estimate import QUESTIONS, estimate
     from analysis.inputs.load import read
     from analysis.inputs.tables import TableOptions

@@ -9,22 +9,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from harness.frozen import Frozen, nearest
+from harness.frozen import ADDED_LATER, Frozen, nearest
+from harness.identity import NOT_SCIENCE, SCIENCE_VERSION
 from harness.model_presets import MODEL_PRESETS
 from harness.optimizers.config import DecayRate, NonNegative, OptimizerConfig, Positive
-
-#: Raised whenever a change of the code changes the numbers that a run gives.
-SCIENCE_VERSION = 1
+from harness.parametrization import ParametrizationConfig
 
 Count = Annotated[int, Field(gt=0)]
-
-#: What changes no number, by section: a name of a shape, places of files, limits that only refuse.
-NOT_SCIENCE = {
-    "model": {"preset"},
-    "corpus": {"paths", "tokenizer_path", "max_tokens", "max_epochs"},
-    "schedule": {"max_warmup_share"},
-    "optimizer": {"state_numbers_each"},
-}
 
 
 class CorpusConfig(Frozen):
@@ -75,6 +66,7 @@ class ModelConfig(Frozen):
     qk_norm: bool = True
     tied_head: bool = False
     rope_base: Positive = 10_000.0
+    parametrization: Annotated[ParametrizationConfig, ADDED_LATER] = ParametrizationConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -96,6 +88,7 @@ class ModelConfig(Frozen):
             )
         if self.heads % self.kv_heads:
             raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
+        self.parametrization.check(self.width, self.head_width, self.tied_head)
         return self
 
     @property
@@ -178,6 +171,11 @@ class RunConfig(Frozen):
                 f"token_budget {self.token_budget} is smaller than one global batch of {batch} tokens; "
                 "raise the budget or lower the batch"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_parametrization(self) -> "RunConfig":
+        self.model.parametrization.check_optimizer(self.optimizer, self.model.width)
         return self
 
     @model_validator(mode="after")

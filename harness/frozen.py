@@ -4,12 +4,23 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from harness.user_files import one_line
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
+
+#: Marks a field (`Annotated[…, ADDED_LATER]`) that came after runs had been recorded: it is written, and so hashed into
+#: a run's identity, only where it is not at its default. Identities and records from before it stay what they were.
+ADDED_LATER = "added later"
 
 #: Names that other programs use, for advice where our name is one of the valid ones.
 _ALIASES = {
@@ -75,6 +86,14 @@ class Frozen(BaseModel):
             if isinstance(value, bool) and bool not in (field.annotation, *get_args(field.annotation)):
                 raise ValueError(f"{key} cannot be {str(value).lower()}")
         return given
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = write(self)
+        for name, field in type(self).model_fields.items():
+            if ADDED_LATER in field.metadata and getattr(self, name) == field.default:
+                written.pop(name, None)
+        return written
 
 
 def dotted(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

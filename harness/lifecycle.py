@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from harness.config import SCIENCE_VERSION, MachineConfig, RunConfig
+from harness.config import MachineConfig, RunConfig
 from harness.corpus import Corpus
 from harness.halving import micro_batch_halvings
+from harness.identity import SCIENCE_VERSION
 from harness.origin import provenance
 from harness.processes import is_first
 from harness.provenance import routing_table

@@ -7,6 +7,7 @@ Initialisation: hidden matrices and head normal with standard deviation 1/√fan
 the residual stream divided by √(2 · layers) besides; embedding normal with standard deviation 1, so that the first
 norm sees unit variance; norms one. A tied head shares the embedding and divides the logits by √D, which gives them
 the variance of the untied head (save for the token that was just read, which meets its own embedding).
+Under muP head, logits and attention scores are scaled besides: `parametrization` has the table.
 """
 
 import math
@@ -27,6 +28,8 @@ class Transformer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.parametrization = config.parametrization
+        self.logit_divisor = config.parametrization.logit_divisor(config.width)
         self.embedding = nn.Embedding(config.known_vocab_size, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.final_norm = Norm(config.width, config.norm)
@@ -43,8 +46,8 @@ class Transformer(nn.Module):
             x = block(x, rotation)
         x = self.final_norm(x)
         if self.head is None:
-            return F.linear(x, self.embedding.weight) / math.sqrt(x.shape[-1])
-        return cast(Tensor, self.head(x))
+            return F.linear(x, self.embedding.weight) / (self.logit_divisor * math.sqrt(x.shape[-1]))
+        return cast(Tensor, self.head(x if self.logit_divisor == 1.0 else x / self.logit_divisor))
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
@@ -62,6 +65,8 @@ class Transformer(nn.Module):
     def _standard_deviation(self, name: str, weight: Tensor) -> float:
         if name == "embedding.weight":
             return 1.0
+        if name == "head.weight":
+            return self.parametrization.head_deviation_factor(weight.shape[1]) / math.sqrt(weight.shape[1])
         writes_residual = name.endswith(("attention.output.weight", "mlp.down.weight"))
         depth = 2 * len(self.blocks) if writes_residual else 1
         return 1.0 / math.sqrt(weight.shape[1] * depth)
@@ -98,12 +103,15 @@ class Attention(nn.Module):
         self.query_norm = Norm(config.head_width, config.norm) if config.qk_norm else nn.Identity()
         self.key_norm = Norm(config.head_width, config.norm) if config.qk_norm else nn.Identity()
         self.grouped = config.kv_heads != config.heads
+        self.scale = config.parametrization.attention_scale(config.head_width)
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
         query = rotate(self.query_norm(self._heads(self.query(x))), rotation)  # (B, H, T, E)
         key = rotate(self.key_norm(self._heads(self.key(x))), rotation)  # (B, K, T, E)
         value = self._heads(self.value(x))  # (B, K, T, E)
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=self.grouped)
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=self.scale, enable_gqa=self.grouped
+        )
         return cast(Tensor, self.output(mixed.transpose(1, 2).flatten(2)))  # (B, T, D)
 
     def _heads(self, x: Tensor) -> Tensor:

@@ -36,7 +36,9 @@ def describe_run(run: RunConfig, machine: MachineConfig, plan: BatchPlan, corpus
 
 
 def routing_table(run: RunConfig) -> list[dict[str, Any]]:
-    """Return the algorithm, rate multiplier and weight decay of every tensor, in the order of the network."""
+    """Return the algorithm, rate multiplier and weight decay of every tensor, those of muP included, in the order of
+    the network.
+    """
     return [
         {
             "name": parameter.name,

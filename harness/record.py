@@ -135,13 +135,17 @@ class PlannedRun(Frozen):
 
 
 class SweepManifest(Frozen):
-    """What an analysis needs to know of a sweep beside its runs; `sweep.json` in the sweep's folder."""
+    """What an analysis needs to know of a sweep beside its runs; `sweep.json` in the sweep's folder.
+
+    `tuned`: settings (`optimizer.weight_decay`) that are tuned beside the learning rate.
+    """
 
     name: str
     description: str = ""
     baseline: str
     targets_nats: tuple[float, ...]
     runs: tuple[PlannedRun, ...]
+    tuned: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from sweeps.arguments import (
     written,
 )
 from sweeps.tuning import commands as adaptive_commands
+from sweeps.widths import commands as width_commands
 
 if TYPE_CHECKING:
     from sweeps.store import SweepFolder
@@ -143,6 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     run_commands.add_verbs(verbs)
     optimizer_commands.add_verbs(verbs)
     adaptive_commands.add_verbs(verbs)
+    width_commands.add_verbs(verbs)
     verb = verbs.add_parser(
         "report", parents=[commands.input_options(), settings], help="figures, tables and report.html from the records"
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config import CorpusConfig, RunConfig
 from harness.frozen import nearest
+from harness.parametrization import check_head_widths
 from sweeps.mistakes import Mistakes
 from sweeps.spec import SweepSpec
 
@@ -50,6 +51,7 @@ def unprepared_runs(spec: SweepSpec) -> Iterator[RunConfig]:
         except ValueError as error:
             mistakes.add(error, _label(combination))
     mistakes.raise_any(of=len(combinations))
+    check_head_widths((run.model.width, run.model.head_width, run.model.parametrization) for run in runs)
     yield from runs
 
 

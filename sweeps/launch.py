@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.commands import keep_to_one_thread
 from harness.config import MachineConfig, RunConfig
 from harness.record import RunFolder
 from sweeps.added import read_rounds
@@ -117,6 +118,7 @@ def report(
     """
     _check_report(folder)
     print("Drawing the report …", flush=True)
+    keep_to_one_thread()
     from analysis.estimate import estimate
     from analysis.inputs.load import read
     from analysis.inputs.records import load, save

@@ -12,8 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from harness.config import SCIENCE_VERSION
 from harness.failures import FailureKind
+from harness.identity import SCIENCE_VERSION
 from harness.record import PlannedRun, RunFolder, read_json, read_rows
 from sweeps.states import Queue, QueuedRun, queued_reason, queued_state
 from sweeps.store import RESULTS, State, failure_reason, state

@@ -20,7 +20,7 @@ from harness.config import MachineConfig, RunConfig
 from harness.failures import FailureKind, write_failure
 from harness.origin import host_name
 from harness.record import PlannedRun, RunFolder, SweepManifest, read_json, write_atomically, write_json
-from sweeps.added import Proposal, added_runs, write_round
+from sweeps.added import Proposal, added_runs, read_rounds, write_round
 from sweeps.spec import SweepSpec
 from sweeps.sweep_file import dump_spec, read_spec
 
@@ -328,6 +328,7 @@ def _write_manifest(spec: SweepSpec, runs: tuple[PlannedRun, ...], folder: Sweep
         baseline=spec.baseline_name,
         targets_nats=spec.targets_nats,
         runs=runs,
+        tuned=tuple(dict.fromkeys(axis for each in read_rounds(folder.path) for axis in each.axes)),
     )
     write_json(folder.manifest, manifest.model_dump(mode="json"))
 

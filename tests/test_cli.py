@@ -71,8 +71,8 @@ def test_status_imports_neither_torch_nor_the_analysis(tmp_path: Path) -> None:
 def test_presets_lists_what_ships(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["presets"]) == 0
     out = capsys.readouterr().out
-    assert [line.split()[0] for line in out.splitlines()[:4]] == [
-        "equal-tokens", "quickstart", "smoke", "warmup-sensitivity",
+    assert [line.split()[0] for line in out.splitlines()[:5]] == [
+        "equal-tokens", "quickstart", "smoke", "telescope-small", "warmup-sensitivity",
     ]  # fmt: skip
 
 

@@ -1,8 +1,10 @@
 """The verbs that read: their JSON is the contract that others build on."""
 
 import json
+import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +157,26 @@ def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], words: list[s
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["fit", "--json"], ["fit"], ["compare"], ["frontier"]])
+def test_answers_are_made_by_one_thread_of_linear_algebra(words: list[str]) -> None:
+    """On small matrices threads wait for each other: twice the time, in three times the work."""
+    code = f"""
+        import os, sys
+        class Guard:
+            def find_spec(self, name, path=None, target=None):
+                if name == "numpy":
+                    print(os.environ.get("OPENBLAS_NUM_THREADS"), file=sys.stderr)
+        sys.meta_path.insert(0, Guard())
+        from sweeps.cli import main
+        main({[words[0], str(PUBLISHED), *IN_SEQUENCES, *words[1:]]!r})
+        """
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True, env=environment
+    )
+    assert set(ran.stderr.split()) == {"1"}
 
 
 def test_fit_of_a_small_table_imports_neither_torch_nor_what_draws_nor_what_is_slow() -> None:

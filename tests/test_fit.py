@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from analysis.statistics.families import SATURATING
+from analysis.statistics.families import FREE_EXPONENT, SATURATING
 from analysis.statistics.fit import Array, fit_family, fit_saturating
 from analysis.statistics.noise import Errors
 
@@ -147,3 +147,11 @@ def knee(steps: list[int], residuals: str = "log", loss: str = "squares") -> flo
     fit = fit_family(SATURATING, BATCH_SEQUENCES, log_tokens, 0.9, None, residuals, loss)
     assert fit.critical_batch_tokens.value is not None
     return fit.critical_batch_tokens.value
+
+
+def test_a_curve_through_three_points_of_any_exponent_comes_to_an_end() -> None:
+    """Its misfit has a plateau without an end, on which an exhaustive search would wander for ever."""
+    errors = Errors(np.diag([0.002, 0.012, 0.012]), 5.0, 5.0)
+    log_tokens = np.array([11.83048295, 12.41128382, 12.57869007])
+    fit = fit_family(FREE_EXPONENT, np.array([256.0, 2048.0, 4096.0]), log_tokens, 0.93, errors)
+    assert np.max(np.abs(fit.residuals)) < 0.1

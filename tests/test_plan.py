@@ -259,6 +259,7 @@ def test_preset_budgets_are_those_that_are_promised() -> None:
         ("equal-tokens", 36 + 12, {1024, 4096, 16384}),
         ("quickstart", 48 + 16, {256, 1024, 4096, 16384}),
         ("smoke", 16, {256, 1024, 4096, 16384}),
+        ("telescope-small", 4 * 7 * 7, {1024}),
         ("warmup-sensitivity", 64, {256, 1024, 4096, 16384}),
     ],
 )
@@ -272,7 +273,7 @@ def test_preset_can_be_planned(preset: str, runs: int, batches: set[int]) -> Non
 
 
 def test_every_preset_is_in_the_table_above() -> None:
-    assert preset_names() == ["equal-tokens", "quickstart", "smoke", "warmup-sensitivity"]
+    assert preset_names() == ["equal-tokens", "quickstart", "smoke", "telescope-small", "warmup-sensitivity"]
 
 
 def test_equal_tokens_preset_gives_every_run_the_same_tokens_and_no_early_stop() -> None:

@@ -16,7 +16,7 @@ README = (ROOT / "README.md").read_text()
 def test_sweep_of_the_readme_can_be_planned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (sweep,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    sweep, _ = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CRITBATCH_CACHE", str(tmp_path / "cache"))
     write_text(tmp_path / "texts", files=5000)

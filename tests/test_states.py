@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.config import SCIENCE_VERSION
+from harness.identity import SCIENCE_VERSION
 from harness.record import RunFolder, read_json, write_json
 from sweeps.clusters.queue import QueuedJob, remember
 from sweeps.clusters.slurm import Task

@@ -18,9 +18,10 @@ import torch
 from harness import STOPPED
 from harness.batch_plan import plan_batch
 from harness.callbacks.interruption import AtomicCheckpointIO, Checkpoints, Interrupted
-from harness.config import SCIENCE_VERSION, MachineConfig, RunConfig
+from harness.config import MachineConfig, RunConfig
 from harness.corpus import prepare
 from harness.data import MicroBatches
+from harness.identity import SCIENCE_VERSION
 from harness.model import Transformer
 from harness.module import LanguageModel
 from harness.origin import code_difference, lock_hash

@@ -13,6 +13,7 @@ def runs(*rows: tuple[str, int, dict[str, Any]]) -> pl.DataFrame:
         "model": ["115k"] * len(rows),
         "optimizer": [optimizer for optimizer, _, _ in rows],
         "global_batch_tokens": [batch for _, batch, _ in rows],
+        "tuning": [""] * len(rows),
         "config_json": [json.dumps(config) for _, _, config in rows],
     }
     return pl.DataFrame(columns)
@@ -36,6 +37,13 @@ def test_setting_of_an_optimizer_splits_that_optimizer_alone() -> None:
     assert split["optimizer"].to_list() == ["muon, momentum=0.9", "muon, momentum=0.95", "adamw"]
     assert first_variant("muon", split) == "muon, momentum=0.9"
     assert first_variant("adamw", split) == "adamw"
+
+
+def test_a_setting_that_was_tuned_is_chosen_from_and_splits_nothing() -> None:
+    given = runs(("muon", 1, config(momentum=0.9)), ("muon", 1, config(momentum=0.95)), ("adamw", 1, config(eps=1e-8)))
+    split = split_by_variants(given, ["optimizer.momentum"])
+    assert split["optimizer"].to_list() == ["muon", "muon", "adamw"]
+    assert split["tuning"].to_list() == ["momentum=0.9", "momentum=0.95", ""]
 
 
 def test_rates_seeds_and_settings_that_go_with_the_batch_split_nothing() -> None:

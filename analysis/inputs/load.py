@@ -65,6 +65,7 @@ def _united(manifests: Mapping[Path, SweepManifest], baseline: str | None) -> Sw
         baseline=baseline or first.baseline,
         targets_nats=tuple(dict.fromkeys(loss for sweep in sweeps for loss in sweep.targets_nats)),
         runs=tuple(run for sweep in sweeps for run in sweep.runs),
+        tuned=tuple(dict.fromkeys(setting for sweep in sweeps for setting in sweep.tuned)),
     )
 
 

@@ -96,7 +96,7 @@ def from_frames(manifest: SweepManifest, runs: pl.DataFrame, evaluations: pl.Dat
         .join(stages, on="run_id", how="inner")
         .join(evaluations, on="run_id", how="semi")
     )
-    runs = split_by_variants(runs.with_columns(tuning=pl.lit("")).select(*RUNS).sort("run_id"))
+    runs = split_by_variants(runs.with_columns(tuning=pl.lit("")).select(*RUNS).sort("run_id"), manifest.tuned)
     manifest = manifest.model_copy(update={"baseline": first_variant(manifest.baseline, runs)})
     return Records(manifest, runs, _in_order(evaluations, runs))
 

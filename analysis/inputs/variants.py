@@ -6,12 +6,13 @@ keeps them apart by the columns it has anyway, and optimizers are compared at eq
 """
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 import polars as pl
 
-from harness.config import NOT_SCIENCE
 from harness.frozen import dotted
+from harness.identity import NOT_SCIENCE
 
 #: What may differ between the runs of a cell.
 _WITHIN_A_CELL = {"optimizer.peak_lr", "token_budget", "init_seed", "data_seed", "stop_at_loss_nats"} | {
@@ -19,15 +20,20 @@ _WITHIN_A_CELL = {"optimizer.peak_lr", "token_budget", "init_seed", "data_seed",
 }
 
 
-def split_by_variants(runs: pl.DataFrame) -> pl.DataFrame:
-    """Return the runs with the settings that vary within a cell added to `optimizer` and `model`."""
+def split_by_variants(runs: pl.DataFrame, tuned: Collection[str] = ()) -> pl.DataFrame:
+    """Return the runs with the settings that vary within a cell added to `optimizer` and `model`.
+
+    Those that were `tuned` beside the learning rate go into `tuning`: of these the best is chosen.
+    """
     settings = _settings(runs)
     varying = _varying(runs, settings)
-    of_optimizer = sorted(key for key in varying if key.startswith("optimizer."))
-    of_model = sorted(varying - set(of_optimizer))
+    chosen_from = sorted(varying & set(tuned))
+    of_optimizer = sorted(key for key in varying - set(tuned) if key.startswith("optimizer."))
+    of_model = sorted(varying - set(tuned) - set(of_optimizer))
     return runs.with_columns(
         optimizer=_labels(runs["optimizer"], settings, of_optimizer),
         model=_labels(runs["model"], settings, of_model),
+        tuning=_labels(runs["tuning"], settings, chosen_from),
     )
 
 
@@ -83,7 +89,9 @@ def _labels(names: pl.Series, settings: list[dict[str, str]], keys: list[str]) -
     ambiguous = {name for name in short.values() if list(short.values()).count(name) > 1}
     shown = {key: key if name in ambiguous else name for key, name in short.items()}
     labels = [
-        ", ".join([name, *(f"{shown[key]}={own[key].strip(chr(34))}" for key in keys if key in own)])
+        ", ".join(
+            [*([name] if name else []), *(f"{shown[key]}={own[key].strip(chr(34))}" for key in keys if key in own)]
+        )
         for name, own in zip(names, settings, strict=True)
     ]
     return pl.Series(names.name, labels, dtype=pl.String)

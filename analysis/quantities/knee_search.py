@@ -24,6 +24,9 @@ Array = NDArray[np.float64]
 #: Place of log B_crit among the parameters log T_min, log B_crit and log α.
 _LOG_B_CRIT = 1
 
+#: A curve with a free exponent goes through any three points.
+LEAST_BATCHES = 4
+
 #: Spread of log T of a run where it is not known yet: common seed noise.
 _USUAL_NOISE = 0.1
 
@@ -104,14 +107,14 @@ class Knee:
 
 
 def knee_so_far(targets: pl.DataFrame, level: float) -> Knee | None:
-    """Return B_crit of the one series in `targets`; None below three batches with a T."""
+    """Return B_crit of the one series in `targets`; None below four batches with a T."""
     with np.errstate(over="ignore"):  # intervals of single cells, while next to nothing is known of the noise
         estimated = estimate_cells(targets, level)
     if estimated.cells.is_empty():
         return None
     names = estimated.cells.select(SERIES).unique().row(0, named=True)
     series = _with_known_errors(series_of(estimated, names, estimated.cells, level))
-    if len(series.batches) <= NEARLY_SATURATING.num_parameters:
+    if len(series.batches) < LEAST_BATCHES:
         return None
     known = {row["global_batch_tokens"]: row for row in estimated.cells.iter_rows(named=True)}
     fit = fit_family(NEARLY_SATURATING, series.batches, series.log_tokens, level, series.errors)

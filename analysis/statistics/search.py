@@ -67,7 +67,9 @@ class Search:
         """Return the best of ever finer grids around `best`: what no slope leads to, at a kink or at a limit."""
         limits = self.limits
         reach = 2 * np.ptp(limits, axis=1) / np.maximum(np.array(_COARSE) - 1, 1)
-        while reach.max() > _RESOLUTION:
+        for _ in range(_MAX_ZOOMS):  # a plateau without an end would keep it wandering
+            if reach.max() <= _RESOLUTION:
+                break
             box = _within(limits, best - reach, best + reach)
             grid = _mesh(box, _FINE)
             best = grid[np.argmin(self.at(grid).misfit)]

@@ -9,9 +9,9 @@ import math
 from importlib import import_module
 from typing import Annotated, ClassVar, Literal
 
+from harness.frozen import ADDED_LATER
 from harness.optimizers.rates import DecayRate, Positive
 from harness.optimizers.rule import (
-    ADDED_LATER,
     Assignment,
     Group,
     Optimizer,

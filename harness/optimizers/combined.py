@@ -84,7 +84,11 @@ def build_optimizer(
 
 
 def _assignments(model: ModelConfig, optimizer: Optimizer) -> list[tuple[Parameter, Assignment]]:
-    return [(parameter, optimizer.assign(parameter.role, parameter.shape)) for parameter in parameters(model)]
+    scaled, width = model.parametrization.scaled, model.width
+    return [
+        (parameter, scaled(optimizer.assign(parameter.role, parameter.shape), parameter.role, width))
+        for parameter in parameters(model)
+    ]
 
 
 def _settings(assignment: Assignment, tokens_per_step: int) -> Group:

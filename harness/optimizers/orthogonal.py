@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Annotated, Literal
 
+from harness.frozen import ADDED_LATER
 from harness.optimizers.adamw import AuxiliaryConfig
 from harness.optimizers.newton_schulz import (
     CoefficientSet,
@@ -23,7 +24,6 @@ from harness.optimizers.newton_schulz import (
 )
 from harness.optimizers.rates import DecayRate
 from harness.optimizers.rule import (
-    ADDED_LATER,
     Assignment,
     Group,
     Optimizer,

@@ -7,8 +7,6 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from pydantic import SerializerFunctionWrapHandler, model_serializer
-
 from harness.frozen import Frozen
 from harness.optimizers.rates import HalfLife, NonNegative, Positive, decay_per_step
 from harness.optimizers.torch_later import Tensor, torch
@@ -19,10 +17,6 @@ Shape = tuple[int, ...]
 Group = dict[str, Any]
 #: What a rule keeps of each parameter, by name.
 State = Mapping[Tensor, dict[str, Tensor]]
-
-#: Marks a field (`Annotated[…, ADDED_LATER]`) that came after runs had been recorded: it is written, and so hashed into
-#: a run's identity, only where it is not at its default. Identities and records from before it stay what they were.
-ADDED_LATER = "added later"
 
 #: Settings that reach a group in another way than as an option of its rule.
 _NOT_OPTIONS = {"name", "peak_lr", "weight_decay", "auxiliary", "lr_multiplier"}
@@ -59,14 +53,6 @@ class Rule(Frozen):
     @abstractmethod
     def step(group: Group, state: State) -> None:
         """Update the parameters of a group that have a gradient. Gradients are read, never written."""
-
-    @model_serializer(mode="wrap")
-    def _without_later_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        written: dict[str, Any] = write(self)
-        for name, field in type(self).model_fields.items():
-            if ADDED_LATER in field.metadata and getattr(self, name) == field.default:
-                written.pop(name, None)
-        return written
 
 
 class Assignment(NamedTuple):

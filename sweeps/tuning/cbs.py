@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from analysis.quantities.knee_search import LEAST_BATCHES
 from harness.config import RunConfig
 from harness.frozen import nearest
 from sweeps.added import Proposal
@@ -19,9 +20,6 @@ from sweeps.tuning.tune import check_protocols, spent_tokens, targets_in, target
 #: the same, the interval would cover 84 to 86 % under its own stopping rule (simulated: tests/test_cbs.py).
 STOP_LEVEL, REPORTED_LEVEL = 0.93, 0.9
 
-#: Fewer batches give no curve.
-_LEAST_BATCHES = 4
-
 Series = tuple[str, str]
 
 
@@ -29,9 +27,10 @@ Series = tuple[str, str]
 class KneeOutcome:
     """B_crit of one model and optimizer with its interval, and what it took.
 
-    verdict: ok, or why the interval is wider than asked for: budget_tokens ran out, not_reached: no three batches have
-    a T, not_identified: the batches of the sweep do not bracket B_crit. full_grid_tokens: of all batches and rates of
-    the sweep, on as many seeds as know B_crit as well by the linearised model.
+    verdict: ok, or why the interval is wider than asked for: budget_tokens ran out; not_reached: no four batches have
+    a T; not_identified: the batches of the sweep do not bracket B_crit, or too many runs have been in vain.
+    full_grid_tokens: of all batches and rates of the sweep, on as many seeds as know B_crit as well by the linearised
+    model; full_grid names them.
     """
 
     context: str
@@ -76,10 +75,10 @@ def series_cells(runs: Sequence[RunConfig], optimizers: Sequence[str]) -> dict[S
         if not optimizers or cell.optimizer in optimizers:
             found.setdefault((cell.context, cell.optimizer), []).append(cell)
     for (_, optimizer), own in found.items():
-        if len(own) < _LEAST_BATCHES:
+        if len(own) < LEAST_BATCHES:
             batches = ", ".join(f"{cell.batch:,}" for cell in own)
             raise ValueError(
-                f"the sweep has {len(own)} batches of {optimizer} ({batches}); a critical batch takes {_LEAST_BATCHES} "
+                f"the sweep has {len(own)} batches of {optimizer} ({batches}); a critical batch takes {LEAST_BATCHES} "
                 f"to choose from, better {MIN_BATCHES} or more: add some to grid.global_batch_tokens"
             )
     return found

@@ -1,8 +1,8 @@
 """The next runs of `critbatch cbs`: a pure function of the runs so far.
 
-First the rates at three batches: the smallest of the sweep, one in the middle and one above it. Then run by run the
-batch that narrows the interval of B_crit most per token. A batch between two whose rates are tuned takes the rate
-interpolated in log B; one outside is tuned as well.
+First the rates at three batches: the smallest of the sweep, one in the middle and one above it; a fourth batch lies in
+between. Then run by run the batch that narrows the interval of B_crit most per token. A batch between two whose rates
+are tuned takes the rate interpolated in log B; one outside is tuned as well.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,6 +27,9 @@ MIN_DOF = 6
 
 #: A rate that costs more tokens than this share above those of the best one is replaced.
 _MAX_EXCESS = 0.01
+
+#: Runs of one optimizer, at most: an interval that stays wide for so long needs other batches or targets, not seeds.
+MOST_RUNS = 200
 
 #: Rates keep this part of the grid's step from each other.
 _LEAST_DISTANCE = 0.45
@@ -85,9 +88,14 @@ class KneeBench:
     def is_narrow(self) -> bool:
         """Whether the interval is as narrow as asked for, and sure enough to stop."""
         knee = self.knee
-        if knee is None or knee.noise is None or len(knee.runs) < self.least_batches:
+        if knee is None or knee.series.errors is None or len(knee.runs) < self.least_batches:
             return False
-        return self._reaches_goal and knee.noise.contrast_dof >= MIN_DOF and not self.unbracketed
+        return self._reaches_goal and knee.series.errors.contrast_dof >= MIN_DOF and not self.unbracketed
+
+    @property
+    def is_at_its_end(self) -> bool:
+        """Whether so many runs did not do that more would hardly."""
+        return sum(map(len, self.runs)) >= MOST_RUNS
 
     @property
     def _reaches_goal(self) -> bool:
@@ -114,13 +122,15 @@ class KneeBench:
         return relabelled(self.targets, self.cells, self.runs)
 
     def rate_at(self, place: int) -> float:
-        """Return the rate of a cell: the best one tried, else between those of the anchors."""
-        state = self.states[place]
+        """Return the rate of a cell: the one that its T is estimated at, else between those of the anchors."""
+        state, batch = self.states[place], self.cells[place].batch
+        if self.knee is not None and batch in self.knee.rates:
+            return self.knee.rates[batch]
         if state is not None and state.best is not None:
             return state.best
         known = [(self.cells[each].batch, state.optimum or state.best) for each, state in self._tuned()]
         batches, rates = zip(*known, strict=True)
-        return rounded(float(np.exp(np.interp(np.log(self.cells[place].batch), np.log(batches), np.log(rates)))))
+        return rounded(float(np.exp(np.interp(np.log(batch), np.log(batches), np.log(rates)))))
 
     def _tuned(self) -> list[tuple[int, RateState]]:
         states = ((place, self.states[place]) for place in self.anchors)
@@ -151,11 +161,10 @@ class KneeBench:
 
 def propose_for_knee(bench: KneeBench) -> list[Proposal]:
     """Return the runs of the next round; none when the interval is narrow enough, or nothing can make it so."""
-    first = list(_start(bench)) or list(_better_rates(bench))
-    if first:
+    start = [] if bench.is_narrow else list(_start(bench))
+    first = start or list(_better_rates(bench)) or list(_fourth_batch(bench))
+    if first or bench.is_narrow or bench.knee is None or bench.is_at_its_end:
         return first
-    if bench.is_narrow or bench.knee is None:
-        return []
     return list(_informative(bench, bench.knee))
 
 
@@ -174,7 +183,7 @@ def _rates_of_anchor(bench: KneeBench, place: int, above: bool) -> Iterator[Prop
         num = _SEEDS_AT_FIRST if (place, rate) == (0, cell.rates[middle]) else 1
         done = sum(run.optimizer.peak_lr == rate for run in bench.runs[place])
         for seeds in islice(bench.free_seeds(place, rate), max(num - done, 0)):
-            why = "start: the rates where they are interpolated from, and the noise"
+            why = "start: rates to interpolate between, and the noise"
             yield Proposal(cell.run(rate, seeds, _NO_SETTING, bench.budget_tokens(place)), why)
 
 
@@ -186,6 +195,15 @@ def _better_rates(bench: KneeBench) -> Iterator[Proposal]:
         if rate is not None:
             seeds = next(bench.free_seeds(place, rate))
             yield Proposal(cell.run(rate, seeds, _NO_SETTING), f"rate: better than {bench.rate_at(place):.3g}")
+
+
+def _fourth_batch(bench: KneeBench) -> Iterator[Proposal]:
+    """Yield a run between the first two anchors: a curve of three parameters goes through any three points."""
+    place = max(bench.anchors[1] // 2, 1)
+    known = (bench.states[each] for each in bench.anchors)
+    if not bench.runs[place] and any(state is not None and state.best is not None for state in known):
+        cell, rate = bench.cells[place], bench.rate_at(place)
+        yield Proposal(cell.run(rate, next(bench.free_seeds(place, rate)), _NO_SETTING), "start: a fourth batch")
 
 
 def better_rate(state: RateState, factor: float) -> float | None:

@@ -1,0 +1,1 @@
+"""Models of one family and many widths: coordinate checks, transfer of rates, telescoping sweeps."""
