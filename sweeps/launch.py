@@ -17,11 +17,11 @@ from sweeps.added import read_rounds
 from sweeps.clusters.snapshot import children_import, code_environment, take_snapshot
 from sweeps.display import shown
 from sweeps.grid import on_fresh_seeds
-from sweeps.plan import work_of
 from sweeps.pool import TRAIN, Pool, slot_environments, visible_gpus
 from sweeps.printing import counted
 from sweeps.spec import SweepSpec
 from sweeps.store import Stage, SweepFolder, add_confirmations, is_missing, locked, read_run
+from sweeps.work import work_of
 
 if TYPE_CHECKING:
     from analysis.estimate import EstimateOptions

@@ -2,15 +2,10 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sweeps.printing import counted
-
-if TYPE_CHECKING:
-    from sweeps.plan import Work
-
-#: Model, optimizer, precision and micro-batch: what decides how long a step takes.
-Kind = tuple[str, str, str, int]
+from sweeps.work import Kind, Work
 
 _UNKNOWN = "no finished run of this sweep to measure it on; state it with --flops-per-second, or: critbatch time SWEEP"
 
@@ -46,7 +41,7 @@ class Speed:
         at = f"{self.flops_per_second:.2e} FLOP/s a slot" if self.flops_per_second and not self.timed else None
         return ": ".join(filter(None, (self.device, at, self.source)))
 
-    def seconds(self, work: "Work") -> float | None:
+    def seconds(self, work: Work) -> float | None:
         """Return how long a run takes at most.
 
         Assumption: an evaluation, which is forward alone, takes a third of the time of its tokens in training; devices

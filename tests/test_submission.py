@@ -154,7 +154,7 @@ def test_time_limit_is_the_work_with_margin_within_what_the_cluster_gives(second
 def test_time_limit_of_an_array_is_that_of_its_longest_job(folder: SweepFolder) -> None:
     speed = Speed(1e6, "as stated")
     [job] = submit(submission(folder, speed, per_job=1, max_minutes=100_000))
-    from sweeps.plan import work_of
+    from sweeps.work import work_of
 
     machine = folder.read_spec().machine
     longest = max(work_of(run, machine).flops for run in stage_runs(folder, "grid")) / 1e6

@@ -20,12 +20,12 @@ from sweeps.clusters.queue import QueuedJob, queue_lock, queued_jobs, remember
 from sweeps.clusters.sbatch import Request, sbatch, script
 from sweeps.clusters.snapshot import snapshot_folder, take_snapshot
 from sweeps.launch import best_on_fresh_seeds, choose_confirmations, longest_first
-from sweeps.plan import work_of
 from sweeps.pool import TRAIN
 from sweeps.spec import SweepSpec
 from sweeps.speed import Speed
 from sweeps.states import is_tried_again
 from sweeps.store import Stage, SweepFolder, is_claimed, is_missing
+from sweeps.work import work_of
 
 #: Jobs shorter than this cost more to queue and to start than to run: their runs are packed.
 SHORTEST_JOB_SECONDS = 600.0

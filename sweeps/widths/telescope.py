@@ -12,11 +12,11 @@ from analysis.statistics.telescoping import Telescope, finite_width, telescope
 from harness.config import MachineConfig, RunConfig
 from sweeps.added import Proposal
 from sweeps.launch import pool_of, stage_runs, train_stage
-from sweeps.plan import work_of
 from sweeps.pool import TRAIN
 from sweeps.store import SweepFolder
 from sweeps.tuning.rounds import run_rounds
 from sweeps.widths.families import RATE, Family
+from sweeps.work import work_of
 
 
 @dataclass(frozen=True)
