@@ -4,7 +4,9 @@ stands.
 
 import errno
 import json
+import os
 import zipfile
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,6 @@ SAME_ON_RESUME = (
     "threads",
     "compiled",
     "torch_version",
-    "device",
 )
 
 #: Columns of a record that may differ from one start of a run to the next.
@@ -65,9 +66,9 @@ def start(files: RunFolder, run: RunConfig, machine: MachineConfig, row: dict[st
     """Write what is known at the start (first process), or check that a resumption computes the same sums; return the
     row.
     """
+    before = _record_of_checkpoint(files, row) if files.checkpoint.exists() else None
     drop_damaged_checkpoint(files.checkpoint)
-    if files.checkpoint.exists():
-        before = _record_of_checkpoint(files, row)
+    if before and files.checkpoint.exists():
         row |= {"started_at": before["started_at"], "resumes": before["resumes"] + 1}
     row["micro_batch_halvings"] = micro_batch_halvings(files)
     if is_first():
@@ -86,10 +87,12 @@ def start(files: RunFolder, run: RunConfig, machine: MachineConfig, row: dict[st
 
 
 def drop_damaged_checkpoint(path: Path) -> None:
-    """Remove a checkpoint that is not whole, and say so: the run starts from the beginning.
+    """Set a checkpoint aside that is not whole, and say so: the run starts from the beginning.
 
     It was whole when it got its name; a disk or a copy has damaged it since. Every process finds the same, without
     asking the others: one that comes when it is gone starts from the beginning too.
+
+    Raises: what the machine could not do, such as to give memory: that says nothing of the file.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -99,12 +102,21 @@ def drop_damaged_checkpoint(path: Path) -> None:
     except FileNotFoundError:
         return
     except Exception as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # to seek what is not there
+        if _is_of_the_machine(error):
             raise
         whole = False
     if not whole:
-        path.unlink(missing_ok=True)
-        print(f"{path} was damaged: removed; the run starts from the beginning", flush=True)
+        aside = path.with_name(f"damaged-{path.name}")
+        with suppress(FileNotFoundError):
+            os.replace(path, aside)
+            print(f"{path} was damaged: set aside as {aside.name}; the run starts from the beginning", flush=True)
+
+
+def _is_of_the_machine(error: Exception) -> bool:
+    """Say whether an error in reading a file comes of the machine, not of what is in the file."""
+    if isinstance(error, OSError):
+        return error.errno != errno.EINVAL  # to seek what is not there
+    return isinstance(error, MemoryError) or "mmap" in str(error) or "allocate" in str(error)
 
 
 def finish(files: RunFolder, row: dict[str, Value]) -> None:
@@ -128,6 +140,14 @@ def _record_of_checkpoint(files: RunFolder, row: dict[str, Value]) -> dict[str, 
                 f"{files.path}: the checkpoint was made with {name} {before[name]}, now it is {row[name]}; "
                 f"go on with the same, or remove {files.checkpoint.name} to train from the start"
             )
+    if before["device"] != row["device"]:
+        if (before["driver"] is None) != (row["driver"] is None):
+            raise ValueError(
+                f"{files.path}: the checkpoint was made on {before['device']}, and this is {row['device']}: "
+                f"one of them is no GPU; go on with the same kind, or remove {files.checkpoint.name} to train from "
+                f"the start"
+            )
+        print(f"Goes on on {row['device']}, before on {before['device']}: sums may round differently", flush=True)
     return before
 
 

@@ -83,6 +83,9 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 def _submit_local(options: argparse.Namespace) -> int:
+    for name, given in (("--dry-run", options.dry_run), ("--runs-per-job", options.runs_per_job)):
+        if given:
+            raise ValueError(f"{name} is for a cluster with a queue, and local is this machine; leave it out")
     from sweeps.launch import submit_local
     from sweeps.printing import counted
 

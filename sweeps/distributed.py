@@ -12,6 +12,7 @@ from harness import STOPPED
 from harness.failures import FailureKind
 from harness.halving import micro_batch_halvings, start_smaller
 from harness.record import RunFolder, read_json
+from sweeps.crashes import CRASHES_ALLOWED, Crashes
 from sweeps.oom_kills import oom_kills
 from sweeps.store import State, record_failure, result_state
 
@@ -24,32 +25,43 @@ ENDED_WITHIN_SECONDS = 30.0
 #: Ends that say nothing is wrong: done, or stopped by a signal, before training could listen to it or after.
 _IN_ORDER = (0, STOPPED, -signal.SIGTERM, -signal.SIGUSR2)
 
+#: How Gloo, NCCL and PyTorch say that another process is gone, killed with its node, or out of reach.
+_LOST_CONNECTION_WORDS = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "remote process exited",
+    "NetworkError",
+)
+
 
 def train_distributed(run: RunFolder, devices: int, claim: int) -> State:
     """Train in one process for each device; return where the run stands. They keep the descriptor `claim` if this
     process is killed.
 
-    When memory has run out on one of them, all start anew, with half the micro-batch.
+    When memory has run out on one of them, all start anew, with half the micro-batch. When one was killed or lost, all
+    go on from the checkpoint, as often as a run on one device.
 
     Raises: TooLargeError when the kernel has killed one of them for want of memory, and no smaller one may be tried.
     """
+    crashes = Crashes()
     while True:
         halvings, kills = micro_batch_halvings(run), oom_kills()
         status = _train_once(run, devices, claim)
         if status == -signal.SIGKILL and oom_kills() > kills and run.run.exists():
             print(start_smaller(run, read_json(run.run)), flush=True)
         if micro_batch_halvings(run) == halvings:
-            break
+            if not _has_crashed(run, status) or crashes.add(run) > CRASHES_ALLOWED:
+                break
+            print(f"one of {devices} processes was killed or lost; all are started once more", flush=True)
         run.failure.unlink(missing_ok=True)  # of one that lost its connection to the one without memory
     return _outcome(run, devices, status)
 
 
 def _outcome(run: RunFolder, devices: int, status: int) -> State:
     """Return where the run stands when a process has ended with `status`, the first to end; record a failure."""
-    killed_by = -status if status < 0 else status - 128  # of a process below this one; of one that a shell or srun saw
     if status in _IN_ORDER and not run.failure.exists():
         return result_state(run) or State.INTERRUPTED
-    if killed_by > 0:  # what the others say is that they lost their connection to it
+    if (killed_by := _killed_by(status)) > 0:  # what the others say is that they lost their connection to it
         record_failure(run, f"one of {devices} processes was killed by {signal.Signals(killed_by).name}")
     elif run.failure.exists():  # written again, now that the log is complete
         said = read_json(run.failure)
@@ -57,6 +69,19 @@ def _outcome(run: RunFolder, devices: int, status: int) -> State:
     else:
         record_failure(run, f"one of {devices} processes ended with status {status}; {run.log} says why")
     return State.FAILED
+
+
+def _has_crashed(run: RunFolder, status: int) -> bool:
+    """Say whether a process was killed, or lost the others, rather than failed."""
+    if not run.failure.exists():
+        return status not in _IN_ORDER and _killed_by(status) > 0
+    reason = str(read_json(run.failure)["reason"])
+    return _killed_by(status) > 0 or any(words in reason for words in _LOST_CONNECTION_WORDS)
+
+
+def _killed_by(status: int) -> int:
+    """Return the signal that killed a process below this one, or one that a shell or srun saw; else 0 or less."""
+    return -status if status < 0 else status - 128
 
 
 def free_port() -> int:

@@ -14,6 +14,7 @@ from analysis.commands import keep_to_one_thread
 from harness.config import MachineConfig, RunConfig
 from harness.record import RunFolder
 from sweeps.added import read_rounds
+from sweeps.clusters.local import announce, begun
 from sweeps.clusters.snapshot import children_import, code_environment, take_snapshot
 from sweeps.display import shown
 from sweeps.grid import on_fresh_seeds
@@ -144,13 +145,22 @@ def submit_local(folder: SweepFolder, jobs: int, train: str = TRAIN) -> list[Any
     # The cluster is named: submitit would take Slurm wherever it finds srun. Its local default is two minutes.
     executor = submitit.AutoExecutor(folder=folder.path / "jobs", cluster="local")
     executor.update_parameters(timeout_min=_LONGEST_JOB_MINUTES, gpus_per_node=len(visible_gpus()))
+    missing = [run.run_id for run in folder.read_manifest().runs if is_missing(folder.run(run.run_id))]
+    sweep, submitted = folder.path.absolute(), []
     with environment_variables(**_code_variables(take_snapshot(folder.path))):
-        return [executor.submit(work, str(folder.path.absolute()), slot, train) for slot in range(jobs)]
+        for slot in range(jobs):
+            place = announce(sweep, missing)
+            submitted.append(executor.submit(work, str(sweep), slot, train, str(place)))
+    return submitted
 
 
-def work(folder: str, slot: int, train: str) -> None:
-    """Be one job of a sweep: a pool of one slot, which shares the runs with all the others through their claims."""
-    run_folder(SweepFolder(Path(folder)), slots=1, first_slot=slot, train=train)
+def work(folder: str, slot: int, train: str, place: str) -> None:
+    """Be one job of a sweep, unless it was withdrawn: a pool of one slot, which shares the runs with all the others
+    through their claims. `place` is its folder in the queue.
+    """
+    with begun(Path(place)) as is_wanted:
+        if is_wanted:
+            run_folder(SweepFolder(Path(folder)), slots=1, first_slot=slot, train=train)
 
 
 def _check_report(folder: SweepFolder) -> None:

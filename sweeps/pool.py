@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import connection, get_context
@@ -15,6 +15,7 @@ from harness import STOPPED
 from harness.failures import FailureKind, TooLargeError
 from harness.halving import start_smaller
 from harness.record import RunFolder, read_json
+from sweeps.crashes import CRASHES_ALLOWED, Crashes
 from sweeps.oom_kills import oom_kills
 from sweeps.store import State, claim, is_missing, record_failure, state
 from sweeps.worker import STOP_SIGNALS, serve, writing
@@ -23,9 +24,6 @@ TRAIN = "harness.train:train"
 
 _TICK_SECONDS = 0.5
 _RECHECK_SECONDS = 2.0
-#: A worker that dies may have been the machine's fault, so its run is taken up once more; then it is the run's, unless
-#: it came further in between.
-_CRASHES_ALLOWED = 1
 
 #: Ends that were asked for from outside, and are nobody's fault.
 _ASKED_TO_END = frozenset({STOPPED, *(-number for number in STOP_SIGNALS)})
@@ -108,7 +106,7 @@ class Pool:
         self._workers: list[Worker] = []
         self._queue: deque[RunFolder] = deque()
         self._elsewhere: list[RunFolder] = []
-        self._crashes: Counter[tuple[RunFolder, int | None]] = Counter()
+        self._crashes = Crashes()
 
     def __enter__(self) -> Self:
         self._sigterm_before = signal.signal(signal.SIGTERM, _interrupt)
@@ -173,10 +171,9 @@ class Pool:
         if kind == FailureKind.OUT_OF_MEMORY and _started_smaller(run):
             cause += "; it starts anew with half the micro-batch"
         elif worker.process.exitcode not in _ASKED_TO_END:
-            place = (run, _changed_at(run.checkpoint))
-            self._crashes[place] += 1
-            if self._crashes[place] > _CRASHES_ALLOWED:
-                _record(run, f"the worker process died {self._crashes[place]} times, the last time {cause}", kind)
+            times = self._crashes.add(run)
+            if times > CRASHES_ALLOWED:
+                _record(run, f"the worker process died {times} times, the last time {cause}", kind)
                 return
         self._died(run, cause)
         self._queue.append(run)
@@ -243,10 +240,6 @@ def _started_smaller(run: RunFolder) -> bool:
             start_smaller(run, read_json(run.run))
             return True
     return False
-
-
-def _changed_at(path: Path) -> int | None:
-    return path.stat().st_mtime_ns if path.exists() else None
 
 
 @contextmanager

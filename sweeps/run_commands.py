@@ -126,18 +126,23 @@ def retry(options: argparse.Namespace) -> int:
 
 def cancel(options: argparse.Namespace) -> int:
     """Stop whoever trains the sweep, or is about to; return 1 when somebody is out of reach."""
+    from sweeps.clusters.local import withdraw
+    from sweeps.printing import counted
     from sweeps.upkeep import cancel_jobs, stop_processes
 
     folder = started_folder(options)
     jobs = cancel_jobs(folder)
+    withdrawn = withdraw(folder.path)
     stopped, elsewhere = stop_processes(folder, jobs)
     if jobs:
         print(f"Cancelled in Slurm: {', '.join(job.job_id for job in jobs)}")
+    if withdrawn:
+        print(f"Withdrawn before it began: {counted(len(withdrawn), 'job')} on this machine")
     if stopped:
         print(f"Asked to save and stop: process {', '.join(map(str, sorted(stopped)))}")
     for host in sorted(elsewhere):
         print(f"Runs are being trained on {host}; there: critbatch cancel {folder.path.absolute()}")
-    if not (jobs or stopped or elsewhere):
+    if not (jobs or withdrawn or stopped or elsewhere):
         print("Nothing to cancel: no run is queued or being trained.")
     return 1 if elsewhere else 0
 

@@ -137,7 +137,7 @@ def _status(run: RunFolder, planned: PlannedRun) -> RunStatus:
 
 def _as_queued(status: RunStatus, queued: QueuedRun, run: RunFolder) -> RunStatus:
     """Add what Slurm says of a run without a result, unless its files know better."""
-    now = queued_state(status.state, queued, _read(run.failure).get("failed_at"))
+    now = queued_state(status.state, queued, _read(run.failure).get("failed_at"), status.job)
     if status.state == State.RUNNING:
         return replace(status, node=status.node or queued.node, job=status.job or queued.task_id)
     if status.state in RESULTS | {State.STALE} or (now == status.state == State.FAILED):

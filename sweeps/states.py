@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sweeps.clusters.local import local_jobs
 from sweeps.clusters.queue import QueuedJob, queued_jobs
 from sweeps.clusters.slurm import Answer, Task, ask
 from sweeps.store import RESULTS, State
@@ -17,7 +18,6 @@ _ENDED_AS = {
     "DEADLINE": State.TIMED_OUT,
     "CANCELLED": State.CANCELLED,
     "REVOKED": State.CANCELLED,
-    "OUT_OF_MEMORY": State.FAILED,
 }
 
 
@@ -54,20 +54,21 @@ class Queue:
 def read_queue(sweep: Path) -> Queue:
     """Return what was queued of a sweep; of a run that was queued repeatedly, its live task, else its last one."""
     jobs = [job for job in queued_jobs(sweep) if job.kind == "slurm"]
+    runs = _queued_here(sweep)
     if not jobs:
-        return Queue()
+        return Queue(runs)
     answer = ask(sweep)
-    runs: dict[str, QueuedRun] = {}
     for job in jobs:
         for queued, run_ids in zip(_tasks(job, answer), job.tasks, strict=True):
             runs.update((run_id, queued) for run_id in run_ids if _is_newer(queued, runs.get(run_id)))
     return Queue(runs, answer.problem, _chooser(jobs, answer))
 
 
-def queued_state(files: State, queued: QueuedRun, failed_at: str | None = None) -> State:
+def queued_state(files: State, queued: QueuedRun, failed_at: str | None = None, trained_by: str | None = None) -> State:
     """Return where a run stands that was queued; `files` is what its files say.
 
-    `failed_at` is when it failed, if it did and that is known.
+    `failed_at` is when it failed, if it did and that is known; `trained_by` the job that started it last, if any. Of
+    the runs of a job that Slurm killed for memory, those fail that it had started.
     """
     if files in RESULTS or files == State.RUNNING:
         return files
@@ -76,6 +77,8 @@ def queued_state(files: State, queued: QueuedRun, failed_at: str | None = None) 
     if queued.is_live:
         return State.REQUEUED if files == State.INTERRUPTED else State.QUEUED
     assert queued.task is not None
+    if queued.task.state == "OUT_OF_MEMORY" and trained_by == queued.task_id:
+        return State.FAILED
     return _ENDED_AS.get(queued.task.state, State.LOST)
 
 
@@ -99,6 +102,16 @@ def queued_reason(queued: QueuedRun) -> str | None:
         return f"{name} reached its limit of {queued.minutes} minutes"
     words = task.state.lower().replace("_", " ")
     return f"{name} ended as {words}, without a result; it says why in jobs/{queued.task_id}_0_log.out"
+
+
+def _queued_here(sweep: Path) -> dict[str, QueuedRun]:
+    """Return the runs that jobs on this machine share."""
+    waits = Task("PENDING", reason="a job on this machine trains it in its turn")
+    return {
+        run_id: QueuedRun(name, job.submitted_at, minutes=0, task=waits)
+        for name, job in local_jobs(sweep).items()
+        for run_id in job.run_ids
+    }
 
 
 def _tasks(job: QueuedJob, answer: Answer) -> list[QueuedRun]:

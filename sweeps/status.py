@@ -132,7 +132,7 @@ def runs_table(runs: Iterable[RunStatus]) -> "RenderableType":
             f"{run.global_batch_tokens:,}",
             f"{run.peak_lr:.4g}",
             f"{run.init_seed}" if run.init_seed == run.data_seed else f"{run.init_seed}.{run.data_seed}",
-            _styled(run.state, str(run.state)) + (f"\non {run.node}" if run.job else ""),
+            _styled(run.state, str(run.state)) + (f"\non {run.node}" if run.job and run.node else ""),
             f"{run.tokens_seen:,} of {run.realized_tokens:,}",
             "–" if run.loss_nats is None else f"{run.loss_nats:.3f}",
             "–" if run.tokens_per_second is None else f"{run.tokens_per_second:,.0f}",

@@ -21,6 +21,8 @@ from harness.failures import FailureKind, write_failure
 from harness.origin import host_name
 from harness.record import PlannedRun, RunFolder, SweepManifest, read_json, write_atomically, write_json
 from sweeps.added import Proposal, added_runs, read_rounds, write_round
+from sweeps.clusters.queue import queued_jobs
+from sweeps.clusters.slurm import ask
 from sweeps.spec import SweepSpec
 from sweeps.sweep_file import dump_spec, read_spec
 
@@ -307,18 +309,40 @@ def _write_runs(runs: list[RunConfig], machine: MachineConfig, folder: SweepFold
     for run in runs:
         place = folder.run(run.run_id)
         place.path.mkdir(parents=True, exist_ok=True)
-        _write_changed(place.config, run.model_dump(mode="json"))
-        if is_missing(place):
-            _write_changed(place.machine, machine.model_dump(mode="json"))
+        config = run.model_dump(mode="json")
+        if _whole(place.config) != config:
+            write_json(place.config, config, durable=False)  # what a power cut tears is written again next time
+    _write_machine([folder.run(run.run_id) for run in runs], machine, folder)
 
 
-def _write_changed(path: Path, content: dict[str, Any]) -> None:
+def _write_machine(runs: Iterable[RunFolder], machine: MachineConfig, folder: SweepFolder) -> None:
+    """Write how the runs without a result are trained. What is in flight or has a checkpoint keeps what it has: its
+    processes, its memory and its sums are planned for that.
+    """
+    content = machine.model_dump(mode="json")
+    before = {run: _whole(run.machine) for run in runs}
+    changed = [run for run, known in before.items() if known != content and is_missing(run)]
+    in_flight = _in_flight(folder) if any(before[run] for run in changed) else frozenset()
+    for run in changed:
+        is_begun = run.path.name in in_flight or run.checkpoint.exists() or is_claimed(run)
+        if before[run] is None or not is_begun:
+            write_json(run.machine, content, durable=False)
+
+
+def _in_flight(folder: SweepFolder) -> frozenset[str]:
+    """Return the runs that Slurm has, or may have where it does not say."""
+    jobs = [job for job in queued_jobs(folder.path) if job.kind == "slurm"]
+    known = ask(folder.path).tasks if jobs else {}
+    tasks = [task for job in jobs for task in zip(job.task_ids, job.tasks, strict=True)]
+    return frozenset(run for task, runs in tasks if task not in known or known[task].is_live for run in runs)
+
+
+def _whole(path: Path) -> dict[str, Any] | None:
+    """Return the content of a file; none where it is missing or torn."""
     try:
-        unchanged = read_json(path) == content
+        return read_json(path)
     except (OSError, ValueError):
-        unchanged = False
-    if not unchanged:
-        write_json(path, content, durable=False)  # what a power cut tears is written again next time
+        return None
 
 
 def _write_manifest(spec: SweepSpec, runs: tuple[PlannedRun, ...], folder: SweepFolder) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 from harness.origin import host_name
 from harness.record import RunFolder
 from sweeps.clusters import slurm
+from sweeps.clusters.local import local_processes
 from sweeps.clusters.queue import QueuedJob, queue_lock, queued_jobs
+from sweeps.run_status import read_run_status
 from sweeps.states import Queue, read_queue
 from sweeps.store import (
     State,
@@ -20,19 +22,19 @@ from sweeps.store import (
     is_missing,
     remove_broken_record,
     result_state,
-    state,
 )
 
 
 def forget_failures(folder: SweepFolder, queue: Queue) -> list[str]:
-    """Make the failed runs planned or interrupted again; return them.
+    """Make the failed runs planned or interrupted again; return them, with those that Slurm killed for memory.
 
     Those of a job that is still live are left: it is past them, and `critbatch submit` queues them anew as they are.
     """
     forgotten = []
-    for run in _runs(folder):
-        queued = queue.runs.get(run.path.name)
-        if state(run) != State.FAILED or (queued and queued.is_live):
+    for planned in folder.read_manifest().runs:
+        run, queued = folder.run(planned.run_id), queue.runs.get(planned.run_id)
+        has_failed = is_missing(run) and read_run_status(run, planned, queue).state == State.FAILED
+        if not has_failed or (queued and queued.is_live):
             continue
         with claim(run) as held:
             if held is not None:
@@ -68,6 +70,7 @@ def stop_processes(folder: SweepFolder, jobs: Iterable[QueuedJob]) -> tuple[set[
     """
     of_jobs = {run_id for job in jobs for run_ids in job.tasks for run_id in run_ids}
     holders = {found for run in _runs(folder) if run.path.name not in of_jobs and (found := holder(run))}
+    holders |= local_processes(folder.path)
     here = {process for host, process in holders if host == host_name()}
     for process in here:
         try:
@@ -82,7 +85,7 @@ def stop_processes(folder: SweepFolder, jobs: Iterable[QueuedJob]) -> tuple[set[
 def leftovers(folder: SweepFolder) -> list[Path]:
     """Return what runs with a result have left of their training: logs, checkpoints, whole or not."""
     done = [run for run in _runs(folder) if not is_missing(run)]
-    return [path for run in done for path in (run.log, *run.path.glob(f"{run.checkpoint.name}*")) if path.exists()]
+    return [path for run in done for path in (run.log, *run.path.glob(f"*{run.checkpoint.name}*")) if path.exists()]
 
 
 def orphans(folder: SweepFolder) -> list[Path]:

@@ -9,6 +9,8 @@ _SCRIPTS = {
 count=$(grep -c . "$here/sbatch.calls")
 cp "$1" "$here/script.$count"
 [ -e "$here/refuses" ] && { echo "sbatch: error: $(cat "$here/refuses")" >&2; exit 1; }
+[ "$count" -gt "$(cat "$here/room" 2>&- || echo "$count")" ] && { echo "sbatch: error: too many jobs" >&2; exit 1; }
+[ -e "$here/interrupts" ] && kill $(cat "$here/interrupts") $$
 echo "Submitted batch job $((1000 + count))"
 """,
     "squeue": """
@@ -16,7 +18,11 @@ echo "Submitted batch job $((1000 + count))"
 cat "$here/squeue.says"
 """,
     "sacct": 'cat "$here/sacct.says"\n',
-    "scontrol": '[ -e "$here/scontrol.says" ] && { cat "$here/scontrol.says" >&2; exit 1; }\nexit 0\n',
+    "scontrol": """
+[ "$1 $2" = "show config" ] && { cat "$here/cluster" 2>&-; exit; }
+[ -e "$here/scontrol.says" ] && { cat "$here/scontrol.says" >&2; exit 1; }
+exit 0
+""",
     "scancel": "",
     "srun": "",
 }
@@ -44,6 +50,18 @@ class StandIn:
     def says(self, command: str, text: str) -> None:
         """Let a command print something from now on."""
         (self.folder / f"{command}.says").write_text(text)
+
+    def is_cluster(self, name: str) -> None:
+        """Let it be the cluster of this name from now on."""
+        (self.folder / "cluster").write_text(f"Configuration data\nClusterName             = {name}\n")
+
+    def becomes_full(self, after: int) -> None:
+        """Let sbatch refuse every call after so many."""
+        (self.folder / "room").write_text(str(after))
+
+    def interrupts(self, process: int, number: int) -> None:
+        """Let sbatch signal a process, and itself, once it has the job and before it says so."""
+        (self.folder / "interrupts").write_text(f"-{number} {process}")
 
     def script(self, number: int) -> str:
         """Return the script of one call of sbatch, the first being 1."""

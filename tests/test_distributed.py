@@ -19,7 +19,7 @@ from harness.processes import check_processes, num_nodes
 from harness.record import RunFolder, read_json
 from sweeps import distributed
 from sweeps.clusters import ranks
-from sweeps.store import State, state
+from sweeps.store import State, record_failure, state
 from sweeps.worker import attempt
 from tests.runs import tiny_run
 from tests.test_train import MACHINE, science_rows, wait_for_change, write_run
@@ -195,15 +195,77 @@ def test_nodes_that_see_different_checkpoints_refuse_to_go_on(
 
 
 @pytest.mark.slow
-def test_process_that_is_killed_takes_the_others_with_it(
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+def test_run_goes_on_from_its_checkpoint_when_a_process_is_killed_once(
+    run: RunConfig, tmp_path: Path, whole: list[dict[str, Any]], worker: StartWorker
+) -> None:
+    files = folder_of(tmp_path / "run", run, OFTEN)
+    process = worker(files)
+    wait_for_change(files.checkpoint, None)
+    os.kill(processes_of(process.pid, "\0harness.train\0")[1], signal.SIGKILL)
+    out, _ = process.communicate(timeout=60)
+    assert (out, files.failure.exists()) == ("finished\n", False)
+    assert read_json(files.run)["resumes"] == 1
+    assert science_rows(files.path) == whole
+
+
+@pytest.mark.slow
+def test_run_fails_when_a_process_is_killed_again_and_again_without_progress(
     run: RunConfig, tmp_path: Path, second_process: Behave
 ) -> None:
-    second_process("os.kill(os.getpid(), 9)")
+    deaths = tmp_path / "deaths"
+    second_process(f"open({str(deaths)!r}, 'a').write('x'); os.kill(os.getpid(), 9)")
     files = folder_of(tmp_path / "run", run, TWO)
     began = time.monotonic()
     assert attempt(files, TRAIN) == State.FAILED
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 90
+    assert deaths.read_text() == "xx"
     assert read_json(files.failure)["reason"] == "one of 2 processes was killed by SIGKILL"
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "attempts"),
+    [
+        (-signal.SIGKILL, None, 2),
+        (128 + signal.SIGKILL, "RuntimeError: Connection closed by peer", 2),  # as srun says it
+        (1, "DistBackendError: NCCL error: remote process exited or there was a network error", 2),
+        (1, "RuntimeError: the code is wrong", 1),
+        (3, None, 1),
+        (STOPPED, None, 1),
+    ],
+)
+def test_only_what_is_killed_or_lost_is_tried_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, reason: str | None, attempts: int
+) -> None:
+    files, tried = RunFolder(tmp_path), []
+
+    def train_once(*_: object) -> int:
+        assert not files.failure.exists()
+        tried.append(status)
+        if reason:
+            record_failure(files, reason)
+        return status
+
+    monkeypatch.setattr(distributed, "_train_once", train_once)
+    assert distributed.train_distributed(files, 2, 0) == (State.INTERRUPTED if status == STOPPED else State.FAILED)
+    assert len(tried) == attempts
+
+
+def test_crashes_are_final_only_where_the_checkpoint_stands_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, tried = RunFolder(tmp_path), []
+
+    def train_once(*_: object) -> int:
+        tried.append(len(tried))
+        if len(tried) <= 4:
+            files.checkpoint.touch()
+            os.utime(files.checkpoint, ns=(len(tried), len(tried)))
+        return -signal.SIGKILL
+
+    monkeypatch.setattr(distributed, "_train_once", train_once)
+    assert distributed.train_distributed(files, 2, 0) == State.FAILED
+    assert len(tried) == 5
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 that nothing disturbed, bit for bit.
 """
 
+import json
 import os
 import random
 import shutil
@@ -9,6 +10,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import lightning.pytorch as pl
 import pytest
@@ -217,10 +219,46 @@ def test_damaged_checkpoint_is_removed_and_the_run_starts_anew(
     files.checkpoint.write_bytes(damage(files.checkpoint.read_bytes()))
     observed = Observed(monkeypatch)
     assert train(run, MACHINE, files.path, cache) == "finished"
-    said = f"{files.checkpoint} was damaged: removed; the run starts from the beginning"
+    aside = f"damaged-{files.checkpoint.name}"
+    said = f"{files.checkpoint} was damaged: set aside as {aside}; the run starts from the beginning"
     assert capsys.readouterr().out.splitlines().count(said) == 1
+    assert (files.path / aside).exists()
     assert read_json(files.run)["resumes"] == 0
     assert_undisturbed(files.path, observed, undisturbed)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("unable to mmap 8 bytes: Cannot allocate memory (12)")])
+def test_checkpoint_that_the_machine_cannot_read_now_is_left_alone(
+    run: RunConfig, cache: Path, tmp_path: Path, stopped: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    files = RunFolder(shutil.copytree(stopped, tmp_path / "run"))
+    before = files.checkpoint.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", Mock(side_effect=error))
+        with pytest.raises(type(error)):
+            train(run, MACHINE, files.path, cache)
+    assert files.checkpoint.read_bytes() == before
+    assert train(run, MACHINE, files.path, cache) == "finished"
+    assert read_json(files.run)["resumes"] > 0
+
+
+def test_run_goes_on_on_another_processor_and_says_so(
+    run: RunConfig, cache: Path, tmp_path: Path, stopped: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = RunFolder(shutil.copytree(stopped, tmp_path / "run"))
+    record = read_json(files.run)
+    files.run.write_text(json.dumps(record | {"device": "another processor"}))
+    assert train(run, MACHINE, files.path, cache) == "finished"
+    assert f"Goes on on {record['device']}, before on another processor: sums may round" in capsys.readouterr().out
+    assert read_json(files.run)["resumes"] > 0
+
+
+def test_run_does_not_go_from_a_gpu_to_a_processor(run: RunConfig, cache: Path, tmp_path: Path, stopped: Path) -> None:
+    files = RunFolder(shutil.copytree(stopped, tmp_path / "run"))
+    files.run.write_text(json.dumps(read_json(files.run) | {"device": "NVIDIA H200", "driver": "570"}))
+    with pytest.raises(ValueError, match=r"made on NVIDIA H200, and this is .*: one of them is no GPU"):
+        train(run, MACHINE, files.path, cache)
+    assert files.checkpoint.exists()
 
 
 def test_checkpoint_of_another_run_is_refused(

@@ -8,13 +8,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from harness import STOPPED
 from harness.record import RunFolder, read_json, read_rows
 from sweeps.clusters.job import Job, requeue
-from sweeps.store import SweepFolder, is_missing, read_run
+from sweeps.store import SweepFolder, is_missing, read_run, record_failure
 from tests.slurm_stand_in import StandIn
 from tests.stepping import curve
 from tests.sweep_examples import started
@@ -161,6 +162,19 @@ def test_requeued_job_does_not_repeat_a_run_that_failed_in_it(folder: SweepFolde
     output, _ = (process := start(SLURM_JOB_ID="78", STEP_SECONDS="0")).communicate(timeout=60)
     assert process.returncode == 0, output
     assert not any(map(is_missing, runs(folder)))
+
+
+def test_stopped_job_is_requeued_for_runs_that_failed_in_an_earlier_one(
+    folder: SweepFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for run in runs(folder):
+        record_failure(run, "the corpus has been moved")
+    again = Mock()
+    monkeypatch.setattr(Job, "_train", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr(Job, "_start_again", again)
+    with pytest.raises(RuntimeError, match="4 of 4 runs failed"):
+        Job(sweep=str(folder.path), run_ids=tuple(run.path.name for run in runs(folder)))()
+    again.assert_called_once()
 
 
 @pytest.mark.usefixtures("restored_sigterm")

@@ -21,10 +21,10 @@ def sweep(tmp_path: Path) -> Path:
     return tmp_path / "sweep"
 
 
-def job(job_id: str, tasks: int = 2) -> QueuedJob:
+def job(job_id: str, tasks: int = 2, cluster: str | None = None) -> QueuedJob:
     return QueuedJob(
         cluster="test", kind="slurm", job_id=job_id, submitted_at="2026-01-01T00:00:00+00:00", minutes=5, stage="grid",
-        tasks=tuple((f"run-{task}",) for task in range(tasks)),
+        tasks=tuple((f"run-{task}",) for task in range(tasks)), slurm_cluster=cluster,
     )  # fmt: skip
 
 
@@ -127,6 +127,45 @@ def test_slurm_that_does_not_answer_is_asked_once_in_a_while_too(
     monkeypatch.setattr(slurm.time, "time", lambda: later)
     assert slurm.ask(sweep).is_live("8_1")
     assert slurm.ask(sweep).problem is None
+
+
+def test_wrong_answer_of_slurm_is_not_believed_for_good(
+    stand_in: StandIn, sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remember(job("7"), sweep)
+    answer = slurm.ask(sweep)  # neither squeue nor sacct knows the job
+    assert answer.tasks["7_0"].state == "UNKNOWN"
+    assert not answer.is_live("7_0")
+    stand_in.runs("7_0", "7_1")
+    assert slurm.ask(sweep) == answer
+    later = slurm.time.time() + slurm.ASK_EVERY_SECONDS + 1
+    monkeypatch.setattr(slurm.time, "time", lambda: later)
+    assert slurm.ask(sweep).is_live("7_0")
+
+
+def test_task_that_was_unknown_counts_as_unheard_of_once_slurm_is_silent(stand_in: StandIn, sweep: Path) -> None:
+    remember(job("7", tasks=1), sweep)
+    assert slurm.ask(sweep).tasks["7"].state == "UNKNOWN"
+    (stand_in.folder / "down").touch()
+    assert slurm.ask(sweep, max_age_seconds=0.0).tasks == {}
+
+
+def test_jobs_of_another_cluster_are_not_asked_about(stand_in: StandIn, sweep: Path) -> None:
+    remember(job("7", tasks=1, cluster="north"), sweep)
+    remember(job("8", tasks=1, cluster="south"), sweep)
+    stand_in.is_cluster("south")
+    stand_in.runs("7", "8")  # 7 is somebody else's job there
+    answer = slurm.ask(sweep)
+    assert answer.tasks.keys() == {"8"}
+    assert answer.problem == "jobs of north are not known to south; go there"
+    assert stand_in.calls("squeue")[-1].startswith("--jobs=8 ")
+    stand_in.is_cluster("north")
+    stand_in.runs("7", state="COMPLETED")
+    answer = slurm.ask(sweep, max_age_seconds=0.0)
+    assert ({task: known.state for task, known in answer.tasks.items()}) == {"7": "COMPLETED", "8": "RUNNING"}
+    stand_in.is_cluster("south")
+    stand_in.runs("8")
+    assert slurm.ask(sweep, max_age_seconds=0.0).problem is None  # what is over need not be asked about
 
 
 @pytest.mark.parametrize("command", ["squeue", "sacct"])

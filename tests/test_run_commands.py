@@ -6,14 +6,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+import sweeps.clusters.local
 import sweeps.display
 from harness.record import RunFolder, read_json, write_json
 from sweeps.cli import main
-from sweeps.clusters.queue import QueuedJob, queued_jobs, remember
+from sweeps.clusters.local import announce, local_processes
+from sweeps.clusters.queue import QueuedJob, queue_lock, queued_jobs, remember
+from sweeps.launch import submit_local
 from sweeps.states import read_queue
 from sweeps.store import State, SweepFolder, claim, is_running, read_run, record_failure, state, write_sweep
 from sweeps.upkeep import forget_failures
@@ -231,6 +235,54 @@ def test_cancel_stops_local_training_with_its_checkpoints_and_no_run_is_taken_up
         pool.kill()
     assert not is_running(folder)
     assert sorted(map(state, runs_of(folder))) == [State.INTERRUPTED] * 2 + [State.PLANNED] * 2
+
+
+def test_cancel_withdraws_jobs_of_this_machine_that_have_not_begun(
+    folder: SweepFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(_ROOT))
+    (folder.path / "behaviour.txt").write_text("wait")
+    with queue_lock(folder.path):  # no job begins meanwhile
+        jobs = submit_local(folder, 2, train="tests.fake_training:train")
+        assert set(listed(capsys, str(folder.path)).values()) == {State.QUEUED}
+        with monkeypatch.context() as patch:
+            patch.setattr(sweeps.clusters.local, "queue_lock", nullcontext)
+            assert main(["cancel", str(folder.path)]) == 0
+    assert "Withdrawn before it began: 2 jobs on this machine" in capsys.readouterr().out
+    assert set(listed(capsys, str(folder.path)).values()) == {State.PLANNED}
+    assert [job.exception() for job in jobs] == [None, None]
+    assert not any((run.path / "attempts.txt").exists() for run in runs_of(folder))
+
+
+def test_cancel_stops_a_job_of_this_machine_that_has_begun_and_claimed_no_run_yet(
+    folder: SweepFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = announce(folder.path, [run.path.name for run in runs_of(folder)])
+    code = (
+        "import sys, time; from pathlib import Path; from sweeps.clusters.local import begun\n"
+        "with begun(Path(sys.argv[1])): time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(place)], cwd=_ROOT, stderr=subprocess.DEVNULL) as job:
+        try:
+            _until(lambda: bool(local_processes(folder.path)))
+            assert set(listed(capsys, str(folder.path)).values()) == {State.QUEUED}
+            assert main(["cancel", str(folder.path)]) == 0
+            assert f"Asked to save and stop: process {job.pid}" in capsys.readouterr().out
+            job.wait(timeout=30)
+        finally:
+            job.kill()
+    assert not place.exists()
+
+
+def test_job_of_this_machine_that_was_killed_is_not_waited_for(
+    folder: SweepFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = announce(folder.path, [run.path.name for run in runs_of(folder)])
+    (place / "claim").touch()  # nobody holds it
+    assert set(listed(capsys, str(folder.path)).values()) == {State.PLANNED}
+    assert main(["cancel", str(folder.path)]) == 0
+    assert "Nothing to cancel" in capsys.readouterr().out
+    assert not place.exists()
 
 
 def test_cancel_ends_the_live_jobs_of_slurm_only(

@@ -6,6 +6,7 @@ import pytest
 
 from harness.identity import SCIENCE_VERSION
 from harness.record import RunFolder, read_json, write_json
+from sweeps.cli import main
 from sweeps.clusters.queue import QueuedJob, remember
 from sweeps.clusters.slurm import Task
 from sweeps.run_status import RunStatus
@@ -63,7 +64,7 @@ def statuses(folder: SweepFolder) -> tuple[RunStatus, ...]:
         (State.INTERRUPTED, "TIMEOUT", State.TIMED_OUT),
         (State.INTERRUPTED, "FAILED", State.LOST),
         (State.INTERRUPTED, "UNKNOWN", State.LOST),
-        (State.PLANNED, "OUT_OF_MEMORY", State.FAILED),
+        (State.PLANNED, "OUT_OF_MEMORY", State.LOST),
         (State.FAILED, "TIMEOUT", State.FAILED),
     ],
 )
@@ -164,11 +165,24 @@ def test_failure_shows_its_kind_and_host(folder: SweepFolder) -> None:
     assert failures([first], folder.path)[0].startswith(f"{run.path.name} failed (data): out of luck (log: ")
 
 
-def test_killed_for_memory_by_slurm_is_a_failure_of_that_kind(folder: SweepFolder, stand_in: StandIn) -> None:
-    submitted(folder)
-    stand_in.says("squeue", "7_0|OUT_OF_MEMORY|n2|0||\n")
-    first, *_ = statuses(folder)
+def test_killed_for_memory_by_slurm_fails_what_had_started_and_loses_the_rest_of_the_pack(
+    folder: SweepFolder, stand_in: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    killed, earlier, *_ = (folder.run(run.run_id) for run in folder.read_manifest().runs)
+    pack = (tuple(run.run_id for run in folder.read_manifest().runs),)
+    job = QueuedJob(
+        cluster="test", kind="slurm", job_id="7", submitted_at=SUBMITTED, minutes=30, stage="grid", tasks=pack
+    )
+    remember(job, folder.path)
+    write_json(killed.run, {"status": "running", "host": "n2", "job_id": "7"})
+    write_json(earlier.run, {"status": "running", "host": "n1", "job_id": "6"})  # interrupted there, not begun here
+    stand_in.says("squeue", "7|OUT_OF_MEMORY|n2|0||\n")
+    first, *others = statuses(folder)
     assert (first.state, first.failure_kind, first.node) == (State.FAILED, "out_of_memory", "n2")
+    assert {(run.state, run.failure_kind) for run in others} == {(State.LOST, None)}
+    assert {"ended as out of memory" in str(run.reason) for run in (first, *others)} == {True}
+    assert main(["retry", str(folder.path), "--failed"]) == 0
+    assert "1 failed run can be tried again" in capsys.readouterr().out
 
 
 def test_run_of_another_science_version_is_stale_with_or_without_result(folder: SweepFolder) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from harness.origin import host_name
 from harness.record import RunFolder, SweepManifest, read_json, write_json
+from sweeps.clusters.queue import QueuedJob, remember
 from sweeps.grid import expand, on_fresh_seeds
 from sweeps.spec import SweepSpec
 from sweeps.store import (
@@ -29,6 +30,7 @@ from sweeps.store import (
     write_sweep,
 )
 from tests.fake_training import finish
+from tests.slurm_stand_in import StandIn
 from tests.sweep_examples import changed, prepared, started
 
 
@@ -78,6 +80,30 @@ def test_write_sweep_keeps_confirmations_of_the_same_grid_only(folder: SweepFold
     assert [run.stage for run in folder.read_manifest().runs] == ["grid"] * 4 + ["confirm"]
     write_sweep(spec, runs[1:], folder)
     assert [run.stage for run in folder.read_manifest().runs] == ["grid"] * 3
+
+
+def test_changed_machine_is_for_runs_that_nobody_has_begun(
+    folder: SweepFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in = StandIn(tmp_path / "bin", monkeypatch)
+    stand_in.says("squeue", "7|PENDING||0|Priority|\n8|FAILED|n1|0||\n")
+    claimed, halfway, queued, lost = (folder.run(run.run_id) for run in folder.read_manifest().runs)
+    halfway.checkpoint.touch()
+    for job_id, run in (("7", queued), ("8", lost)):
+        job = {"cluster": "test", "kind": "slurm", "job_id": job_id, "submitted_at": "2026-01-01T00:00:00+00:00"}
+        tasks = {"minutes": 30, "stage": "grid", "tasks": [[run.path.name]]}
+        remember(QueuedJob.parse(job | tasks, "test"), folder.path)
+    with claim(claimed):
+        started(folder.path, machine={"threads": 3})
+    assert [read_machine(run).threads for run in (claimed, halfway, queued, lost)] == [None, None, None, 3]
+
+
+def test_torn_machine_is_written_again_for_a_run_with_a_checkpoint(folder: SweepFolder) -> None:
+    run = first(folder)
+    run.checkpoint.touch()
+    run.machine.write_text("{")
+    started(folder.path)
+    assert read_machine(run) == folder.read_spec().machine
 
 
 def test_results_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """What of a sweep is submitted, in which jobs, with which options; sbatch is a stand-in that counts its calls."""
 
+import os
 import re
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+import sweeps.clusters.submission
 from harness.record import read_json, write_json
 from sweeps.cli import main
 from sweeps.clusters.profile import ClusterProfile
@@ -122,6 +125,51 @@ def test_refusal_of_slurm_is_told_in_its_words_and_nothing_is_remembered(
     with pytest.raises(ValueError, match=r"invalid partition specified: man.*critbatch doctor --cluster test"):
         submit(submission(folder))
     assert queued_jobs(folder.path) == []
+
+
+def test_refusal_of_a_later_array_says_what_is_queued_already(folder: SweepFolder, stand_in: StandIn) -> None:
+    stand_in.becomes_full(after=1)
+    with pytest.raises(ValueError, match=r"Slurm refused: .*too many jobs.*; 1 of 4 arrays are queued already: 1001$"):
+        submit(submission(folder, max_array_size=1))
+    assert [job.job_id for job in queued_jobs(folder.path)] == ["1001"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_during_a_submission_comes_when_the_array_is_remembered(
+    folder: SweepFolder, stand_in: StandIn, number: signal.Signals
+) -> None:
+    interrupted = signal.signal(number, signal.default_int_handler)
+    stand_in.interrupts(os.getpid(), number)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            submit(submission(folder, max_array_size=2))
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, interrupted)
+    assert [job.job_id for job in queued_jobs(folder.path)] == ["1001"]
+    assert len(stand_in.calls("sbatch")) == 1
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {number}
+
+
+def test_array_that_cannot_be_remembered_is_cancelled_whatever_the_cause(
+    folder: SweepFolder, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweeps.clusters.submission, "remember", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        submit(submission(folder))
+    assert stand_in.calls("scancel") == ["1001"]
+
+
+def test_submitted_job_has_the_name_of_its_cluster(folder: SweepFolder, stand_in: StandIn) -> None:
+    stand_in.is_cluster("north")
+    [job] = submit(submission(folder))
+    assert job.slurm_cluster == "north"
+    stand_in.is_cluster("south")
+    with pytest.raises(ValueError, match="nothing is submitted: jobs of north are not known to south"):
+        submit(submission(folder))
 
 
 def test_packed_shares_the_work_evenly_and_loses_no_run() -> None:
@@ -270,3 +318,12 @@ def test_dry_run_prints_the_scripts_and_writes_nothing(
     without_code = [line for line in stand_in.script(1).splitlines() if "submission.sh" not in line]
     assert without_code == ("#!/bin/bash" + grid).rstrip().splitlines()
     assert [path.name for path in Path("results").iterdir()] == ["small"]
+
+
+@pytest.mark.parametrize("words", [["--dry-run"], ["--runs-per-job", "2"]])
+def test_submit_to_this_machine_refuses_what_only_a_queue_can_do(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    assert main(["submit", small_sweep(text, tmp_path, monkeypatch), "--cluster", "local", *words]) == 2
+    assert f"{words[0]} is for a cluster with a queue" in capsys.readouterr().err
+    assert not Path("results").exists()

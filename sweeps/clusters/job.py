@@ -62,7 +62,7 @@ class Job:
         try:
             self._train(runs, signals)
         except KeyboardInterrupt:
-            if any(map(_to_do, runs)):
+            if any(is_missing(run) and not _failed_in_this_job(run) for run in runs):
                 self._start_again(signals)
         failed = [run.path.name for run in runs if is_missing(run)]
         if failed:
@@ -163,10 +163,6 @@ def requeue(slurm_job_id: str) -> None:
             return
         time.sleep(attempt)
     raise RuntimeError(f"scontrol did not requeue job {slurm_job_id}: {said}")
-
-
-def _to_do(run: RunFolder) -> bool:
-    return is_missing(run) and not run.failure.exists()
 
 
 def _failed_in_this_job(run: RunFolder) -> bool:

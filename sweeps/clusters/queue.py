@@ -17,6 +17,7 @@ class QueuedJob(Frozen):
     """A job array as it was submitted: task i trains the runs `tasks[i]`, in that order.
 
     The runs of the stage `confirm` are chosen only when its first task starts: till then its tasks are empty.
+    `slurm_cluster` is the ClusterName of the Slurm that has the job, where it is known.
     """
 
     cluster: str
@@ -26,6 +27,7 @@ class QueuedJob(Frozen):
     minutes: int
     stage: Literal["grid", "confirm"]
     tasks: tuple[tuple[str, ...], ...]
+    slurm_cluster: str | None = None
 
     @property
     def task_ids(self) -> list[str]:

@@ -2,12 +2,14 @@
 
 `squeue` is believed where it knows a task: it is never behind. What it has forgotten (a job stays there for minutes
 after its end) is looked up in the accounts with `sacct`, once. A sweep whose tasks have all ended is not asked about.
+A task that neither knows may be a wrong answer: it is asked about again. Jobs of another cluster are not asked about.
 """
 
 import json
+import re
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -44,6 +46,11 @@ class Task:
     def is_live(self) -> bool:
         return self.state not in ENDED and not (self.state in MAY_RETURN and self.in_accounts)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it need not be asked about again."""
+        return not self.is_live and self.state != "UNKNOWN"
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -66,7 +73,7 @@ def ask(sweep: Path, max_age_seconds: float = ASK_EVERY_SECONDS) -> Answer:
 
     When Slurm does not answer, the last answer stands, with the problem in words, and as long before it is asked again.
     """
-    wanted = {task for job in queued_jobs(sweep) if job.kind == "slurm" for task in job.task_ids}
+    wanted = {task: job.slurm_cluster for job in queued_jobs(sweep) if job.kind == "slurm" for task in job.task_ids}
     if not wanted:
         return Answer({}, time.time())
     if _is_good(before := _read(sweep), wanted, max_age_seconds):
@@ -97,21 +104,37 @@ def command(*words: str, seconds: float = _COMMAND_SECONDS) -> str:
     return result.stdout
 
 
-def _is_good(answer: Answer, wanted: set[str], max_age_seconds: float) -> bool:
+def cluster_name() -> str | None:
+    """Return the name of the cluster whose Slurm answers here; none where it does not say."""
+    try:
+        printed = command("scontrol", "show", "config", seconds=_ASK_SECONDS)
+    except SlurmError:
+        return None
+    named = re.search(r"^ClusterName\s*=\s*(\S+)", printed, re.MULTILINE)
+    return named[1] if named else None
+
+
+def _is_good(answer: Answer, wanted: Mapping[str, str | None], max_age_seconds: float) -> bool:
     """Say whether an answer is young enough, or final."""
     is_young = time.time() - answer.asked_at <= max_age_seconds
-    if answer.problem or not wanted <= answer.tasks.keys():
+    if answer.problem or not wanted.keys() <= answer.tasks.keys():
         return is_young and answer.problem is not None
-    return is_young or not any(answer.tasks[task].is_live for task in wanted)
+    return is_young or all(answer.tasks[task].is_over for task in wanted)
 
 
-def _asked(sweep: Path, wanted: set[str], before: Answer) -> Answer:
-    over = {task: known for task, known in before.tasks.items() if task in wanted and not known.is_live}
+def _asked(sweep: Path, wanted: Mapping[str, str | None], before: Answer) -> Answer:
+    """Ask about the tasks of `wanted`, each with its cluster, but for those that are over or another cluster's."""
+    kept = {task: known for task, known in before.tasks.items() if task in wanted and known.state != "UNKNOWN"}
+    asked = {task: cluster for task, cluster in wanted.items() if task not in kept or not kept[task].is_over}
+    here = cluster_name() if any(asked.values()) else None
+    away = {task: cluster for task, cluster in asked.items() if here and cluster and cluster != here}
+    found: dict[str, Task] = {}
+    problem = f"jobs of {', '.join(sorted(set(away.values())))} are not known to {here}; go there" if away else None
     try:
-        answer = Answer(over | tasks(sorted(wanted - over.keys())), time.time())
+        found = tasks(sorted(asked.keys() - away.keys()))
     except SlurmError as error:
-        kept = {task: known for task, known in before.tasks.items() if task in wanted}
-        answer = Answer(kept, time.time(), str(error))
+        problem = str(error)
+    answer = Answer(kept | found, time.time(), problem)
     write_json(_cache(sweep), asdict(answer), durable=False)
     return answer
 
@@ -121,6 +144,8 @@ def tasks(wanted: Sequence[str]) -> dict[str, Task]:
 
     What has left the queue is over, though the accounts may not say so yet, or ever.
     """
+    if not wanted:
+        return {}
     jobs = sorted({task.partition("_")[0] for task in wanted})
     queued = _squeue(jobs)
     forgotten = [task for task in wanted if task not in queued]

@@ -6,7 +6,9 @@ The confirmations, chosen once the grid is done, are an array of their own that 
 
 import heapq
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import signal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -80,7 +82,7 @@ class Flight:
 def submit(submission: Submission) -> list[QueuedJob]:
     """Submit what is neither done nor in flight; return the jobs that are new. The sweep's folder is written before.
 
-    Raises: ValueError when Slurm refuses, or does not say what it has in flight.
+    Raises: ValueError when Slurm refuses, or does not say what it has in flight; the arrays before that are queued.
     """
     sweep = submission.folder.path
     with queue_lock(sweep):
@@ -93,7 +95,10 @@ def submit(submission: Submission) -> list[QueuedJob]:
         queued: list[QueuedJob] = []
         for array in arrays:
             grid = tuple(job.job_id for job in queued if job.stage == "grid")
-            queued.append(_queue(submission, _after(array, grid), code))
+            try:
+                queued.append(_queue(submission, _after(array, grid), code))
+            except ValueError as error:
+                raise ValueError(f"{error}{_queued_before(queued, len(arrays))}") from None
     return queued
 
 
@@ -252,18 +257,43 @@ def _request(submission: Submission, array: Array, code: Path) -> Request:
 
 
 def _queue(submission: Submission, array: Array, code: Path) -> QueuedJob:
-    """Submit one array and remember it; what cannot be remembered is cancelled."""
-    job_id = sbatch(_request(submission, array, code), _job_folder(submission), array.jobs)
-    job = _queued(submission, array, job_id)
-    try:
-        remember(job, submission.folder.path)
-    except OSError:
-        slurm.command("scancel", job_id)
-        raise
+    """Submit one array and remember it, whatever signal comes; what cannot be remembered is cancelled."""
+    cluster = slurm.cluster_name()
+    with _held_signals():
+        job_id = sbatch(_request(submission, array, code), _job_folder(submission), array.jobs)
+        try:
+            job = _queued(submission, array, job_id, cluster)
+            remember(job, submission.folder.path)
+        except BaseException:
+            slurm.command("scancel", job_id)
+            raise
     return job
 
 
-def _queued(submission: Submission, array: Array, job_id: str) -> QueuedJob:
+@contextmanager
+def _held_signals() -> Iterator[None]:
+    """Hold SIGINT and SIGTERM, from the commands that are started meanwhile too; what came is delivered at the end."""
+    numbers, came = (signal.SIGINT, signal.SIGTERM), list[int]()
+    before = {number: signal.signal(number, lambda received, _: came.append(received)) for number in numbers}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)  # a handler is not inherited by a command, this is
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for received in came:
+            signal.raise_signal(received)
+
+
+def _queued_before(queued: Sequence[QueuedJob], arrays: int) -> str:
+    """Say which of a submission's arrays Slurm has already; nothing where it has none."""
+    if not queued:
+        return ""
+    return f"; {len(queued)} of {arrays} arrays are queued already: {', '.join(job.job_id for job in queued)}"
+
+
+def _queued(submission: Submission, array: Array, job_id: str, cluster: str | None) -> QueuedJob:
     return QueuedJob(
         cluster=submission.profile.name,
         kind="slurm",
@@ -272,6 +302,7 @@ def _queued(submission: Submission, array: Array, job_id: str) -> QueuedJob:
         minutes=array.minutes,
         stage=array.stage,
         tasks=tuple(job.run_ids for job in array.jobs),
+        slurm_cluster=cluster,
     )
 
 
