@@ -1,6 +1,7 @@
 """The verbs that read: fit, compare, frontier, schema, and the report of outside tables. Heavy imports stay inside."""
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -154,6 +155,7 @@ def estimate_options(options: argparse.Namespace) -> "EstimateOptions":
 def _estimates(options: argparse.Namespace, *questions: str) -> "Estimates":
     """Return the estimates of what was named; of some questions alone where there are any."""
     keep_to_one_thread()
+    gc.set_threshold(100_000)  # what is imported lives to the end: to look through it on the way takes .1 s
     from analysis.estimate import QUESTIONS, estimate
     from analysis.inputs.load import read
     from analysis.inputs.tables import TableOptions
