@@ -4,6 +4,7 @@ import hashlib
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
@@ -64,8 +65,8 @@ def code_commit(package: Path = _PACKAGE) -> str | None:
     if snapshot := _snapshot(package):
         commit, changed = snapshot.get("commit"), snapshot.get("diff")
         return f"{commit[:12]}{'+' if changed else ''}" if commit else None
-    commit = _git(package, "rev-parse", "--short=12", "HEAD")
-    changed = _git(package, "status", "--porcelain", "--", ".")
+    commit = git_says(package, ".", "rev-parse", "--short=12", "HEAD")
+    changed = git_says(package, ".", "status", "--porcelain", "--", ".")
     return f"{commit}{'+' if changed else ''}" if commit else None
 
 
@@ -74,13 +75,30 @@ def code_difference(package: Path = _PACKAGE) -> str | None:
     """Return how this code differs from its commit: git's diff, then the files that it does not track; null outside a
     checkout, and for a snapshot, which has its own beside it.
     """
-    if _snapshot(package):
-        return None
-    changed = _git(package, "diff", "HEAD", "--", ".")
-    untracked = _git(package, "ls-files", "--others", "--exclude-standard", "--", ".")
+    return None if _snapshot(package) else checkout_difference(package, ".")
+
+
+def checkout_difference(root: Path, *places: str) -> str | None:
+    """Return how some places of a checkout differ from its commit, as `code_difference` does."""
+    changed = git_says(root, places, "diff", "HEAD", "--", *places)
+    untracked = git_says(root, places, "ls-files", "--others", "--exclude-standard", "--", *places)
     if changed is None or untracked is None:
         return None
     return "\n".join([*([changed] if changed else []), *(f"Untracked: {path}" for path in untracked.splitlines())])
+
+
+def git_says(root: Path, places: Iterable[str], *words: str) -> str | None:
+    """Return what git says in a folder; null where nothing in `places` is tracked."""
+
+    def git(*words: str) -> str:
+        result = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True)
+        return result.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "--", *places)
+        return git(*words)
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def provenance() -> dict[str, Any]:
@@ -93,20 +111,6 @@ def provenance() -> dict[str, Any]:
         "lock_hash": lock_hash(),
         "packages": installed_packages(),
     }
-
-
-def _git(package: Path, *words: str) -> str | None:
-    """Return what git says of a package; null where it is not tracked."""
-
-    def git(*words: str) -> str:
-        result = subprocess.run(["git", "-C", str(package), *words], capture_output=True, text=True, check=True)
-        return result.stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)
-        return git(*words)
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def _snapshot(package: Path) -> dict[str, Any]:

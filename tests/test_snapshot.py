@@ -1,6 +1,7 @@
 """The copy of the code that jobs run."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness.record import read_json
+from sweeps.clusters import snapshot
 from sweeps.clusters.snapshot import PACKAGES, ROOT, snapshot_folder, take_snapshot
 from sweeps.launch import submit_local
 from sweeps.store import is_missing
@@ -63,6 +65,16 @@ def test_snapshot_says_what_it_was_made_of(checkout: Path, tmp_path: Path) -> No
     assert changed["diff"].endswith("\nUntracked: sweeps/new.py")
     assert changed["lock_hash"] == clean["lock_hash"]
     assert changed["code_hash"] != clean["code_hash"]
+
+
+def test_snapshot_says_that_a_long_difference_was_cut(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot, "_LONGEST_DIFF", 40)
+    (checkout / "harness" / "__init__.py").write_text("NAME = 'changed'\n")
+    diff = read_json(take_snapshot(tmp_path, checkout) / "provenance.json")["diff"]
+    assert len(diff.splitlines()[0]) <= 40
+    assert re.search(r"… cut: \d+ characters in all; the snapshot itself is whole$", diff)
 
 
 def test_snapshot_outside_a_checkout_has_no_commit(checkout: Path, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import hashlib
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harness.origin import PROVENANCE_JSON, installed_packages, lock_hash
+from harness.origin import PROVENANCE_JSON, checkout_difference, git_says, installed_packages, lock_hash
 from harness.record import write_json
 
 PACKAGES = ("analysis", "harness", "sweeps")
@@ -24,7 +23,8 @@ PACKAGES = ("analysis", "harness", "sweeps")
 #: The folder that the packages of this process lie in.
 ROOT = Path(__file__).resolve().parents[2]
 
-_LONGEST_DIFF_BYTES = 1_000_000
+#: Characters of a difference that are kept.
+_LONGEST_DIFF = 1_000_000
 
 
 def snapshot_folder(sweep: Path, root: Path = ROOT) -> Path:
@@ -84,8 +84,8 @@ def content_hash(files: dict[Path, bytes]) -> str:
 def provenance(root: Path) -> dict[str, Any]:
     """Return commit and difference of the checkout (null outside one), and what is installed beside the code."""
     return {
-        "commit": _git(root, "rev-parse", "HEAD"),
-        "diff": _difference(root)[:_LONGEST_DIFF_BYTES],
+        "commit": git_says(root, PACKAGES, "rev-parse", "HEAD"),
+        "diff": _shortened(checkout_difference(root, *PACKAGES) or ""),
         "python": platform.python_version(),
         "lock_hash": lock_hash(),
         "packages": installed_packages(),
@@ -106,22 +106,7 @@ def _contents(root: Path) -> dict[Path, bytes]:
     }
 
 
-def _difference(root: Path) -> str:
-    """Return how the packages differ from the commit: git's diff, then the files that it does not track."""
-    untracked = _git(root, "ls-files", "--others", "--exclude-standard", "--", *PACKAGES)
-    changed = _git(root, "diff", "HEAD", "--", *PACKAGES)
-    new = [f"Untracked: {path}" for path in (untracked or "").splitlines()]
-    return "\n".join([*([changed] if changed else []), *new])
-
-
-def _git(root: Path, *words: str) -> str | None:
-    """Return what git says; null where the packages are no part of a checkout."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout
-
-    try:
-        git("ls-files", "--error-unmatch", f"{PACKAGES[0]}/__init__.py")
-        return git(*words).strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+def _shortened(diff: str) -> str:
+    if len(diff) <= _LONGEST_DIFF:
+        return diff
+    return f"{diff[:_LONGEST_DIFF]}\n… cut: {len(diff):,} characters in all; the snapshot itself is whole"
