@@ -16,6 +16,8 @@ from analysis.schemas import RUNS, TABLES, data_dictionary
 ROOT = Path(__file__).parent.parent
 RESULTS, README = ROOT / "results", (ROOT / "README.md").read_text()
 REFERENCE = RESULTS / "reference" / "quickstart"
+LOG = (RESULTS / "LOG.md").read_text()
+TELESCOPE = RESULTS / "reference" / "telescope-small" / "tables"
 HARDEST = pl.col("target_loss_nats") == 2.0
 
 
@@ -57,6 +59,24 @@ def test_readme_quotes_who_dominates() -> None:
     (row,) = at_hardest("dominance", kind="projected", cost="device_seconds")
     assert row["share"] == 1
     assert f"{interval(row, 'cost_ratio', '{:.2f}')} times on" in README
+
+
+def test_readme_quotes_what_telescoping_cost() -> None:
+    levels = pl.read_csv(TELESCOPE / "telescope_levels.csv").unique("width").sort("width")
+    brute_force = levels["points"][0] * levels["level_flops"][-1] / levels["points"][-1]
+    share = levels["level_flops"].sum() / brute_force
+    assert f"telescoping took {share:.0%} of".replace("%", " %") in README
+    assert f"{share:.1%} of the full grid".replace("%", " %") in LOG
+
+
+def test_log_quotes_what_telescoping_found() -> None:
+    answers = pl.read_csv(TELESCOPE / "telescope_answers.csv").sort("hyperparameter", descending=True)
+    rate, multiplier = answers.rows(named=True)
+    for row in (rate, multiplier):
+        value, low, high = (f"{row[name]:.3g}".lstrip("0") for name in ("optimum", "optimum_low", "optimum_high"))
+        assert f"{value} [{low}, {high}]" in LOG
+    assert rate["alpha_log2_low"] < 0 < rate["alpha_log2_high"]
+    assert multiplier["alpha_log2_high"] < 0
 
 
 def at_hardest(name: str, **values: str) -> list[dict[str, Any]]:
