@@ -6,6 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from analysis.inputs.records import load
+from analysis.quantities.cells import estimate_cells
+from analysis.quantities.targets import targets
 from harness.config import RunConfig
 from harness.record import read_json
 from sweeps.added import ROUNDS_JSONL, Proposal, read_rounds, write_round
@@ -231,6 +234,21 @@ def test_tune_uses_what_the_sweep_has_finished_and_the_sweep_keeps_what_tune_add
     other = planted_spec(CENTRED, batches=(256, 1024), schedule={"warmup_tokens": 2048})
     write_sweep(other, planted_runs(other), folder)  # the added runs are not of this sweep
     assert not set(added) & {run.run_id for run in folder.read_manifest().runs}
+
+
+def test_analysis_chooses_among_what_was_tuned_beside_the_rate(tmp_path: Path) -> None:
+    folder, runs, limits = started(tmp_path)
+    axes = read_axes(["optimizer.weight_decay=0.05,0.2"], runs)
+    found = tune(folder, runs, axes, limits, slots=1, train=TRAIN)
+    assert folder.read_manifest().tuned == ("optimizer.weight_decay",)
+    records = load(tmp_path)
+    assert set(records.runs["optimizer"]) == {"adamw", "muon"}
+    cells = estimate_cells(targets(records), 0.9).cells
+    assert set(cells["tuning"]) <= {f"weight_decay={decay:g}" for decay in (0.05, 0.1, 0.2)}
+    assert len(cells) == len(cells.unique(("optimizer", "global_batch_tokens", "target_loss_nats"))) == 4
+    assert {(each.optimizer, each.global_batch_tokens) for each in found} == {
+        tuple(row) for row in cells.select("optimizer", "global_batch_tokens").rows()
+    }
 
 
 def test_half_a_round_is_proposed_again(tmp_path: Path) -> None:
