@@ -58,13 +58,19 @@ def budget_option() -> argparse.ArgumentParser:
     return parser
 
 
-def planned(options: argparse.Namespace) -> "tuple[Plan, SweepSpec, list[RunConfig], SweepFolder]":
-    """Read, expand and check the sweep for this machine; nothing is written but the corpus cache."""
+def planned(
+    options: argparse.Namespace, trains_here: bool = True
+) -> "tuple[Plan, SweepSpec, list[RunConfig], SweepFolder]":
+    """Read, expand and check the sweep; nothing is written but the corpus cache.
+
+    Raises: ValueError, also when it `trains_here` and this machine has not the GPUs for that.
+    """
     from sweeps.launch import check_machine, default_slots
     from sweeps.plan import check_hours, make_plan, prepare_runs
 
     spec = read_sweep(options)
-    check_machine(spec.machine)
+    if trains_here:
+        check_machine(spec.machine)
     runs, check_budget = prepare_runs(spec)
     folder = own_folder(options, spec.name)
     slots = options.slots or default_slots(spec.machine)

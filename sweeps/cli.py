@@ -56,7 +56,7 @@ def plan(options: argparse.Namespace) -> int:
     """Print what a sweep would do; nothing is written but the corpus cache."""
     from sweeps.plan_view import as_json, as_table
 
-    the_plan, *_ = planned(options)
+    the_plan, *_ = planned(options, trains_here=False)
     if options.json:
         print(json.dumps(as_json(the_plan), indent=1))
     else:

@@ -160,4 +160,5 @@ def _row(spec: SweepSpec, work: Work, members: list[list[RunConfig]]) -> PlanRow
 
 def _corpus_in_words(run: RunConfig) -> str:
     corpus = run.corpus
-    return f"Corpus: {corpus.source}, tokenizer {corpus.tokenizer} of {corpus.vocab_size:,} tokens."
+    cut = "" if corpus.source == "bin" else f", tokenizer {corpus.tokenizer}"  # token files were cut into tokens before
+    return f"Corpus: {corpus.source}{cut}, a vocabulary of {corpus.vocab_size:,} tokens."

@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from harness.config import RunConfig
 from harness.corpus import check_budget
 from harness.flops import forward_backward_flops_per_token, optimizer_flops_per_step
 from harness.memory import activation_bytes_per_token
+from harness.optimizers.config import OPTIMIZERS as REGISTRY
 from sweeps.cli import main
 from sweeps.grid import expand
 from sweeps.plan import Plan, check_hours, make_plan
@@ -149,7 +151,7 @@ def test_plan_fits_80_columns_with_every_number_whole() -> None:
     lines = printed(as_table(plan))
     assert lines[:3] == [
         "quickstart: 48 runs, then 16 confirmations",
-        "Corpus: python-stdlib, tokenizer ascii of 128 tokens.",
+        "Corpus: python-stdlib, tokenizer ascii, a vocabulary of 128 tokens.",
         "Model: 115k, 115,136 parameters.",
     ]
     rows = {tuple(line.split()[:2]): line.split() for line in lines if line.startswith(("adamw", "muon"))}
@@ -253,27 +255,37 @@ def test_preset_budgets_are_those_that_are_promised() -> None:
     assert {row.work.num_params for row in quickstart.rows} == {115_136}
 
 
-@pytest.mark.parametrize(
-    ("preset", "runs", "batches"),
-    [
-        ("equal-tokens", 36 + 12, {1024, 4096, 16384}),
-        ("quickstart", 48 + 16, {256, 1024, 4096, 16384}),
-        ("smoke", 16, {256, 1024, 4096, 16384}),
-        ("telescope-small", 4 * 7 * 7, {1024}),
-        ("warmup-sensitivity", 64, {256, 1024, 4096, 16384}),
-    ],
-)
-def test_preset_can_be_planned(preset: str, runs: int, batches: set[int]) -> None:
+#: The presets: runs with confirmations, and batches.
+PRESETS: dict[str, tuple[int, set[int]]] = {
+    "control-auxiliary": (36 + 36, {256, 1024, 4096, 16384}),
+    "control-clipping": (48 + 48, {256, 1024, 4096, 16384}),
+    "control-momentum": (24 + 24, {256, 1024, 4096, 16384}),
+    "equal-tokens": (36 + 12, {1024, 4096, 16384}),
+    "optimizers-124m": (117 + 117, {262144, 1048576, 4194304}),
+    "optimizers-small": (156 + 156, {256, 1024, 4096, 16384}),
+    "quickstart": (48 + 16, {256, 1024, 4096, 16384}),
+    "smoke": (16, {256, 1024, 4096, 16384}),
+    "telescope-small": (4 * 7 * 7, {1024}),
+    "warmup-sensitivity": (64, {256, 1024, 4096, 16384}),
+}
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_preset_can_be_planned(preset: str) -> None:
     spec = read_spec(preset)
     plan = make_plan(spec, expand(spec, prepared), enough, 2, UNKNOWN)
-    assert plan.runs == runs
-    assert {row.work.global_batch_tokens for row in plan.rows} == batches
+    assert (plan.runs, {row.work.global_batch_tokens for row in plan.rows}) == PRESETS[preset]
     assert spec.name == preset
     assert spec.description
 
 
-def test_every_preset_is_in_the_table_above() -> None:
-    assert preset_names() == ["equal-tokens", "quickstart", "smoke", "telescope-small", "warmup-sensitivity"]
+@pytest.mark.parametrize("preset", ["optimizers-small", "optimizers-124m"])
+def test_arena_gives_every_optimizer_equally_many_trials_and_tokens(preset: str) -> None:
+    runs = expand(read_spec(preset), prepared)
+    cells = Counter((run.optimizer.name, run.global_batch_tokens, run.token_budget) for run in runs)
+    assert {name for name, _, _ in cells} == REGISTRY.keys() - {"custom"}
+    assert set(cells.values()) == {3}
+    assert len({(batch, budget) for _, batch, budget in cells}) == len({batch for _, batch, _ in cells})
 
 
 def test_equal_tokens_preset_gives_every_run_the_same_tokens_and_no_early_stop() -> None:
@@ -295,7 +307,8 @@ def test_plan_command_compares_clusters_and_refuses_what_is_over_the_budget(
     (tmp_path / "critbatch" / "clusters").mkdir(parents=True)
     (tmp_path / "critbatch" / "clusters" / "fast.yaml").write_text("flops_per_second: 4.0e+9\n")
     sweep = text_sweep(tmp_path, text / "*.txt")
-    command = ["plan", sweep, "--json", "--cluster", "fast", "--flops-per-second", "1e9"]
+    of_gpus = ["--set", "machine.accelerator=gpu", "--set", "machine.devices=1"]  # planned where there are none
+    command = ["plan", sweep, "--json", "--cluster", "fast", "--flops-per-second", "1e9", *of_gpus]
     assert main(command) == 0
     plan = json.loads(capsys.readouterr().out)
     (here,) = plan["other_devices"]
