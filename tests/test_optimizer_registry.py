@@ -129,10 +129,11 @@ def test_step_takes_at_most_twice_the_memory_of_its_largest_group(name: str, for
 
 @pytest.mark.parametrize("form", ["standard", "gram"])
 @pytest.mark.parametrize("shape", [(16, 16), (16, 23), (64, 16), (16, 64)])
-def test_newton_schulz_flops_are_those_that_torch_counts(shape: tuple[int, int], form: Any) -> None:
+@pytest.mark.parametrize("iterations", [1, 2, 3, 5, 8])
+def test_newton_schulz_flops_are_those_that_torch_counts(shape: tuple[int, int], form: Any, iterations: int) -> None:
     with FlopCounterMode(display=False) as counter:
-        orthogonalise([torch.randn(shape)], form=form)
-    assert newton_schulz_flops(shape, form) == counter.get_total_flops()
+        orthogonalise([torch.randn(shape)], form=form, iterations=iterations)
+    assert newton_schulz_flops(shape, form, iterations) == counter.get_total_flops()
 
 
 def test_gram_form_takes_fewer_flops_on_rectangular_matrices_alone() -> None:

@@ -20,9 +20,10 @@ from harness.optimizers.rule import Optimizer
 MODEL = ModelConfig.parse({"width": 32, "layers": 2, "heads": 2, "sequence_length": 16, "vocab_size": 50}, "test")
 
 
-def reference_newton_schulz(update: Tensor, coefficients: str) -> Tensor:
+def reference_newton_schulz(update: Tensor, coefficients: str, iterations: int = 5) -> Tensor:
     """The iteration as it is written down, in float64, one matrix, no batching."""
-    triples, norm_factor = COEFFICIENTS[coefficients]
+    of_set, norm_factor = COEFFICIENTS[coefficients]
+    triples = [of_set[min(number, len(of_set) - 1)] for number in range(iterations)]
     x = update.double()
     x = x / (torch.linalg.norm(x) * norm_factor)
     for a, b, c in triples:
@@ -231,6 +232,17 @@ def test_decay_per_step_keeps_the_half_life_in_tokens() -> None:
     assert decay_per_step(rate, 100) ** 10 == pytest.approx(0.5)
     assert decay_per_step(rate, 100_000) == 0.3
     assert decay_per_step(0.95, 123) == 0.95
+
+
+@pytest.mark.parametrize("form", ["standard", "gram"])
+@pytest.mark.parametrize("iterations", [1, 2, 3, 6])
+def test_fewer_iterations_take_the_first_coefficients_and_more_repeat_the_last(iterations: int, form: Any) -> None:
+    matrix = torch.randn(24, 64, generator=torch.Generator().manual_seed(0))
+    (found,) = orthogonalise([matrix], "polar_express", "float32", form, iterations)
+    expected = reference_newton_schulz(matrix, "polar_express", iterations)
+    assert torch.allclose(found[0].double(), expected, atol=1e-4)
+    five = reference_newton_schulz(matrix, "polar_express")
+    assert not torch.allclose(found[0].double(), five, atol=1e-4)
 
 
 def test_every_coefficient_set_has_the_iterations_that_the_flops_count() -> None:

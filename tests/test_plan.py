@@ -260,6 +260,7 @@ PRESETS: dict[str, tuple[int, set[int]]] = {
     "control-auxiliary": (36 + 36, {256, 1024, 4096, 16384}),
     "control-clipping": (48 + 48, {256, 1024, 4096, 16384}),
     "control-momentum": (24 + 24, {256, 1024, 4096, 16384}),
+    "control-newton-schulz": (72 + 72, {256, 1024, 4096, 16384}),
     "equal-tokens": (36 + 12, {1024, 4096, 16384}),
     "optimizers-124m": (117 + 117, {262144, 1048576, 4194304}),
     "optimizers-small": (156 + 156, {256, 1024, 4096, 16384}),

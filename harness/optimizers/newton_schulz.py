@@ -10,13 +10,18 @@ rounded to bfloat16 (8 bits), float16 (11) or float32. Nothing overflows float16
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import Literal
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import Field
 
 from harness.optimizers.torch_later import Tensor, torch
+
+_T = TypeVar("_T")
 
 Coefficients = tuple[tuple[float, float, float], ...]
 CoefficientSet = Literal["keller", "quintic", "polar_express"]
 Form = Literal["standard", "gram"]
+Iterations = Annotated[int, Field(ge=1, le=12)]
 Precision = Literal["bfloat16", "float16", "float32"]
 
 #: (a, b, c) of X ← aX + (bA + cA²)X with A = XXᵀ, one triple an iteration, and the factor on the norm of the input.
@@ -45,7 +50,7 @@ COEFFICIENTS: dict[str, tuple[Coefficients, float]] = {
     ),
 }
 
-#: Of every set of coefficients.
+#: As many as every set has coefficients for.
 NEWTON_SCHULZ_ITERATIONS = 5
 
 #: The Gram form is taken where n is at least this many times m: there its products are fewer.
@@ -68,7 +73,7 @@ BATCH_NUMBERS = {"cpu": 2**20}
 EPSILON = 1e-7
 
 
-def newton_schulz_flops(shape: tuple[int, ...], form: Form) -> float:
+def newton_schulz_flops(shape: tuple[int, ...], form: Form, iterations: int = NEWTON_SCHULZ_ITERATIONS) -> float:
     """Return the FLOPs of all iterations on one matrix.
 
     Standard: 4m²n + 2m³ an iteration. Gram: 2m²n before and after each of its two parts, and products of m × m in
@@ -76,9 +81,8 @@ def newton_schulz_flops(shape: tuple[int, ...], form: Form) -> float:
     """
     m, n = sorted(shape)
     if not _takes_gram(shape, form):
-        return NEWTON_SCHULZ_ITERATIONS * (4.0 * m * m * n + 2.0 * m**3)
-    parts = (_RESTART_AFTER, NEWTON_SCHULZ_ITERATIONS - _RESTART_AFTER)
-    return sum(4.0 * m * m * n + 2.0 * m**3 * (4 * iterations - 3) for iterations in parts)
+        return iterations * (4.0 * m * m * n + 2.0 * m**3)
+    return sum(4.0 * m * m * n + 2.0 * m**3 * (4 * len(part) - 3) for part in _gram_parts(range(iterations)))
 
 
 def batches(matrices: Iterable[Tensor]) -> list[list[Tensor]]:
@@ -108,16 +112,19 @@ def orthogonalise(
     coefficients: str = "keller",
     dtype: Precision = "bfloat16",
     form: Form = "standard",
+    iterations: int = NEWTON_SCHULZ_ITERATIONS,
 ) -> list[Tensor]:
     """Return the matrices of one batch with their singular values pushed towards one, in `dtype`: a stack (k, out, in)
     for each run of equal shapes. Inputs are not changed; what a generator yields is not kept in its own precision.
+    Fewer `iterations` than coefficients take the first of these; more repeat the last.
 
     Source: KellerJordan/Muon; the standard form (norm clamped, not shifted, at ε) is torch.optim.Muon's, which it
     equals bit for bit.
     """
     cast = [matrix.to(getattr(torch, dtype)) for matrix in matrices]
     turned = [(is_tall, len(list(run))) for is_tall, run in groupby(cast, _is_tall)]
-    triples, norm_factor = COEFFICIENTS[coefficients]
+    of_set, norm_factor = COEFFICIENTS[coefficients]
+    triples = (of_set + of_set[-1:] * (iterations - len(of_set)))[:iterations]
     iterate = _by_gram if _takes_gram(cast[0].shape, form) else _by_steps
     x = iterate(_normalised(cast, norm_factor), triples)
     parts = torch.split(x if x.ndim == 3 else x.unsqueeze(0), [count for _, count in turned])
@@ -156,12 +163,17 @@ def _by_gram(x: Tensor, triples: Coefficients) -> Tensor:
     that, singular values of 7 came out of bfloat16 where the standard form gives 1.2, and of 700 with `polar_express`;
     with it, 1.4 and 1.5 (float16: 1.22 and 1.16; float32: those of the standard form).
     """
-    for part in (triples[:_RESTART_AFTER], triples[_RESTART_AFTER:]):
+    for part in _gram_parts(triples):
         x = _product_of_factors(x @ x.mT, part) @ x
     return x
 
 
-def _product_of_factors(gram: Tensor, triples: Coefficients) -> Tensor:
+def _gram_parts(iterations: Sequence[_T]) -> list[Sequence[_T]]:
+    """Cut the iterations where A is computed anew: after the first two, in which small singular values grow most."""
+    return [part for part in (iterations[:_RESTART_AFTER], iterations[_RESTART_AFTER:]) if part]
+
+
+def _product_of_factors(gram: Tensor, triples: Sequence[tuple[float, float, float]]) -> Tensor:
     product = factor = _factor(gram, triples[0])
     for triple in triples[1:]:
         gram = factor @ gram @ factor

@@ -15,8 +15,10 @@ from typing import Annotated, Literal
 from harness.frozen import ADDED_LATER
 from harness.optimizers.adamw import AuxiliaryConfig
 from harness.optimizers.newton_schulz import (
+    NEWTON_SCHULZ_ITERATIONS,
     CoefficientSet,
     Form,
+    Iterations,
     Precision,
     batches,
     newton_schulz_flops,
@@ -58,6 +60,7 @@ class OrthogonalOptimizer(Optimizer):
     newton_schulz: CoefficientSet = "keller"
     newton_schulz_dtype: Precision = "bfloat16"
     newton_schulz_form: Annotated[Form, ADDED_LATER] = "standard"
+    newton_schulz_iterations: Annotated[Iterations, ADDED_LATER] = NEWTON_SCHULZ_ITERATIONS
     auxiliary: AuxiliaryConfig = AuxiliaryConfig()
 
     def assign(self, role: Role, shape: Shape) -> Assignment:
@@ -69,7 +72,7 @@ class OrthogonalOptimizer(Optimizer):
         return math.prod(shape)
 
     def flops(self, shape: Shape) -> float:
-        return newton_schulz_flops(shape, self.newton_schulz_form)
+        return newton_schulz_flops(shape, self.newton_schulz_form, self.newton_schulz_iterations)
 
 
 def orthogonal_step(
@@ -96,6 +99,7 @@ def _step(
         group["newton_schulz"],
         group["newton_schulz_dtype"],
         group["newton_schulz_form"],
+        group["newton_schulz_iterations"],
     )
     members = iter(batch)
     for update in _released(updates):

@@ -8,12 +8,19 @@ Source: arXiv 2502.07529 (μ = 1 − α, table 2 for the lmo's).
 
 import math
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import model_validator
 
-from harness.frozen import Frozen, nearest
-from harness.optimizers.newton_schulz import CoefficientSet, Form, Precision, newton_schulz_flops
+from harness.frozen import ADDED_LATER, Frozen, nearest
+from harness.optimizers.newton_schulz import (
+    NEWTON_SCHULZ_ITERATIONS,
+    CoefficientSet,
+    Form,
+    Iterations,
+    Precision,
+    newton_schulz_flops,
+)
 from harness.optimizers.orthogonal import orthogonal_step
 from harness.optimizers.rates import DecayRate, NonNegative, Positive
 from harness.optimizers.rule import Assignment, Group, Optimizer, Role, Rule, Shape, State, kept, with_gradients
@@ -46,6 +53,7 @@ class ScionRule(Rule):
     newton_schulz: CoefficientSet
     newton_schulz_dtype: Precision
     newton_schulz_form: Form
+    newton_schulz_iterations: Iterations
 
     @property
     def algorithm(self) -> str:
@@ -62,7 +70,9 @@ class ScionRule(Rule):
         return math.prod(shape)
 
     def flops(self, shape: Shape) -> float:
-        return newton_schulz_flops(shape, self.newton_schulz_form) if self.lmo == "spectral" else 0.0
+        if self.lmo != "spectral":
+            return 0.0
+        return newton_schulz_flops(shape, self.newton_schulz_form, self.newton_schulz_iterations)
 
     @staticmethod
     def step(group: Group, state: State) -> None:
@@ -93,6 +103,7 @@ class ScionConfig(Optimizer):
     newton_schulz: CoefficientSet = "keller"
     newton_schulz_dtype: Precision = "bfloat16"
     newton_schulz_form: Form = "standard"
+    newton_schulz_iterations: Annotated[Iterations, ADDED_LATER] = NEWTON_SCHULZ_ITERATIONS
 
     @model_validator(mode="after")
     def _check_norm(self) -> "ScionConfig":
