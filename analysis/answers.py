@@ -112,7 +112,7 @@ def _critical_batch(row: Row, level: float) -> contract.CriticalBatch:
     parameters = ("t_min_tokens", "s_min_steps", "exponent", "tail_slope")
     return contract.CriticalBatch(
         **_series(row),
-        **_named(row, "definition", "critical_batch_tokens", "residuals", "num_batches"),
+        **_named(row, "definition", "branch_tokens", "critical_batch_tokens", "residuals", "num_batches"),
         **_named(row, "lack_of_fit_p", "rms_residual", "aicc"),
         parameters=_named(row, *parameters),
         parameter_intervals={name: _interval(row, name) for name in parameters},

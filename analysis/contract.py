@@ -55,13 +55,14 @@ class TokensToTarget(_OfSeries, _Judged):
 
 
 class CriticalBatch(_Judged):
-    """A critical batch size by one definition; `branched` has no target loss."""
+    """A critical batch size by one definition; `branched` has no target loss, but a point of training."""
 
     model: str
     optimizer: str
     protocol: str
     target_loss_nats: float | None
     definition: str
+    branch_tokens: int | None = Field(description="of `branched`: tokens of training at which the branches start")
     critical_batch_tokens: float | None
     residuals: str = Field(description="what least squares compares: log, raw_tokens or raw_steps; with the loss")
     parameters: dict[str, float | None]

@@ -22,9 +22,11 @@ from analysis.quantities.gaps import gaps
 from analysis.quantities.iso_loss import iso_loss
 from analysis.quantities.laws import laws
 from analysis.quantities.loss_laws import loss_laws
+from analysis.quantities.noise_scales import noise_scale_batches, noise_scale_table
 from analysis.quantities.pairs import Pair, pairs
 from analysis.quantities.rate_rules import rate_rules
 from analysis.quantities.ratio_decomposition import ratio_decomposition
+from analysis.quantities.sharpness import sharpness, sharpness_ratios
 from analysis.quantities.speedup import speedups
 from analysis.quantities.targets import targets
 from analysis.quantities.token_ratio import token_ratios
@@ -33,8 +35,9 @@ from analysis.schemas import AGREEMENT, TABLES, table
 
 Tables = dict[str, pl.DataFrame]
 
-#: What may be asked of records: T(B) and what follows from it, what that takes in time, losses at equal token budgets.
-QUESTIONS = ("tokens", "time", "budgets")
+#: What may be asked of records: T(B) and what follows from it, what that takes in time, losses at equal token budgets,
+#: what was measured of gradients and updates.
+QUESTIONS = ("tokens", "time", "budgets", "diagnostics")
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,9 @@ class Estimates:
     iso_loss: pl.DataFrame
     speedups: pl.DataFrame
     tuning: pl.DataFrame
+    noise_scales: pl.DataFrame
+    sharpness: pl.DataFrame
+    sharpness_ratios: pl.DataFrame
     agreement: pl.DataFrame
 
 
@@ -145,6 +151,8 @@ def _tables(records: Records, options: EstimateOptions, timings: pl.DataFrame | 
         tables |= _of_time(records, cells, compared, options, timings)
     if "budgets" in options.questions:
         tables |= _of_budgets(records, finals, level)
+    if "diagnostics" in options.questions:
+        tables |= _of_diagnostics(records, cells.cells, level)
     return tables
 
 
@@ -168,17 +176,20 @@ def _of_tokens(records: Records, cells: Cells, compared: Sequence[Pair], options
 def _critical_batches(
     records: Records, cells: Cells, fits: FitsBySeries, options: EstimateOptions
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Return critical batches and their curves: of T(B), and of the branches of a checkpoint where there are any."""
-    branched = branched_batches(records)
+    """Return critical batches and their curves: of T(B), and of branches and gradient noise where there are any."""
+    others = {
+        "branched": branched_batches(records, options.level),
+        "noise_scale": noise_scale_batches(records, cells.cells, noise_scale_table(records, options.level)),
+    }
+    present = {name: rows for name, rows in others.items() if rows.height}
     definitions, compared = options.definitions, (options.residuals, options.loss)
-    if definitions is not None and branched.height:
-        definitions = [name for name in definitions if name != "branched"]
+    if definitions is not None:
+        present = {name: rows for name, rows in present.items() if name in definitions}
+        definitions = [name for name in definitions if name not in present]
     if compared != ("log", "squares"):
         fits = curve_fits(cells, options.level, *compared)
     batches, curves = critical_batches(fits, options.reference_batch_tokens, definitions)
-    if options.definitions is None or "branched" in options.definitions:
-        batches = pl.concat([batches, branched]).sort(batches.columns, nulls_last=True)
-    return batches, curves
+    return pl.concat([batches, *present.values()]).sort(batches.columns, nulls_last=True), curves
 
 
 def _of_time(
@@ -202,4 +213,13 @@ def _of_budgets(records: Records, finals: FinalLosses, level: float) -> Tables:
         "iso_loss": iso_loss(finals, baseline, level),
         "speedups": speedups(finals, baseline, level),
         "tuning": tuning(records),
+    }
+
+
+def _of_diagnostics(records: Records, cells: pl.DataFrame, level: float) -> Tables:
+    measured = sharpness(records)
+    return {
+        "noise_scales": noise_scale_table(records, level),
+        "sharpness": measured,
+        "sharpness_ratios": sharpness_ratios(records, measured, cells, level),
     }

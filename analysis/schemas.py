@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from harness.record import EVALUATION_COLUMNS, RUN_COLUMNS, Column
+from harness.record import DIAGNOSTIC_COLUMNS, EVALUATION_COLUMNS, RUN_COLUMNS, Column
 
 Columns = Mapping[str, Column]
 
@@ -55,7 +55,7 @@ _VERDICT = {
     "explanation": Column(str, "", "the words of each finding in the same order, joined by `; `"),
 }
 _TO_TARGET = {
-    "steps_to_target": Column(float, "steps", "tokens_to_target / global_batch_tokens"),
+    "steps_to_target": Column(float, "steps", "tokens_to_target / global_batch_tokens, or those taken if that changed"),
     "flops_to_target": Column(float, "FLOP", "training FLOPs until the target, optimizer included"),
     "train_seconds_to_target": Column(float, "s", "seconds inside optimizer steps until the target"),
 }
@@ -65,6 +65,8 @@ _TUNING = {"tuning": Column(str, "", "further settings that were tuned beside th
 RUNS: Columns = RUN_COLUMNS | {"stage": Column(str, "", "grid, or confirm: fresh seeds at a chosen rate")} | _TUNING
 
 EVALUATIONS: Columns = EVALUATION_COLUMNS
+
+DIAGNOSTICS: Columns = DIAGNOSTIC_COLUMNS
 
 TARGETS: Columns = {
     **{name: RUNS[name] for name in ("run_id", "stage", "model", "optimizer", "global_batch_tokens", "peak_lr")},
@@ -132,6 +134,7 @@ CRITICAL_BATCHES: Columns = {
     **_TARGET,
     **_PROTOCOL,
     "definition": Column(str, "", "one of the definitions below"),
+    "branch_tokens": Column(int, "tokens", "of `branched`: tokens of training at which the branches start; else null"),
     "residuals": Column(str, "", "what least squares compares: log (log T), raw_tokens, raw_steps; with the loss"),
     **_interval("critical_batch_tokens", "tokens", "critical batch size by the row's definition"),
     "tokens_to_target": Column(float, "tokens", "T at the critical batch, log T interpolated between the batches"),
@@ -200,6 +203,8 @@ TOKEN_RATIOS: Columns = {
     **_BATCH,
     **_interval("token_ratio", "", "tokens of the baseline over tokens of the challenger, each at its best rate"),
     **_interval("tokens_saved", "tokens", "tokens of the baseline less those of the challenger"),
+    "p_value": Column(float, "", "two-sided test of a ratio of 1 against the noise of repeated seeds"),
+    "p_value_holm": Column(float, "", "the same after Holm's correction over the challengers and batches at a target"),
     "num_pairs": Column(int, "", "pairs of runs with the same seeds; 0: unpaired"),
     **_VERDICT,
 }
@@ -386,6 +391,56 @@ TUNING: Columns = {
     "train_seconds": Column(float, "s", "training seconds of all runs"),
 }
 
+_GROUP = {"group": DIAGNOSTIC_COLUMNS["group"]}
+
+NOISE_SCALES: Columns = {
+    **_MODEL,
+    **_OPTIMIZER,
+    **_PROTOCOL,
+    **_BATCH,
+    "peak_lr": RUNS["peak_lr"],
+    **_TUNING,
+    **_GROUP,
+    "estimator": Column(str, "", "what the whole batch is compared with: its micro_batches, ranks or halves"),
+    "tokens_seen": Column(int, "tokens", "the last tokens of the steps that are averaged"),
+    **_interval("noise_scale_tokens", "tokens", "B_simple = tr Σ / |G|², each averaged over steps and seeds"),
+    "signal": Column(float, "", "|G|², of the gradient without noise"),
+    "noise": Column(float, "tokens", "tr Σ, the variance of the gradient of one token"),
+    "num_steps": Column(int, "steps", "steps that are averaged, over all runs"),
+    "num_runs": Column(int, "", "runs that differ in their seeds alone"),
+    **_VERDICT,
+}
+
+SHARPNESS: Columns = {
+    "run_id": RUNS["run_id"],
+    **_MODEL,
+    **_OPTIMIZER,
+    **_PROTOCOL,
+    **_BATCH,
+    "peak_lr": RUNS["peak_lr"],
+    **_TUNING,
+    "tokens_seen": EVALUATIONS["tokens_seen"],
+    "val_loss_nats": EVALUATIONS["val_loss_nats"],
+    "sharpness": Column(float, "", "⟨Z, HZ⟩ / |Z|² of the step's update Z, H the Hessian where it was taken"),
+    "within_layers": Column(float, "", "the part of it from within layers: the sum of ⟨Z_l, H_ll Z_l⟩ / |Z|²"),
+    "cross_layers": Column(float, "", "the rest: what layers do to each other"),
+    "within_share": Column(float, "", "within_layers / sharpness; null where that is not above zero"),
+    **_VERDICT,
+}
+
+SHARPNESS_RATIOS: Columns = {
+    **_MODEL,
+    **_PAIR,
+    **_PROTOCOL,
+    **_BATCH,
+    "val_loss_nats": Column(float, "nats/token", "validation loss of the raw weights at which both are compared"),
+    **_interval("sharpness_ratio", "", "sharpness of the baseline over that of the challenger, geometric means"),
+    "baseline_sharpness": Column(float, "", "the first, at the chosen learning rate"),
+    "challenger_sharpness": Column(float, "", "the second, at the chosen learning rate"),
+    "num_runs": Column(int, "", "runs of both"),
+    **_VERDICT,
+}
+
 AGREEMENT: Columns = {
     "quantity": Column(str, "", "column that is compared"),
     "where": Column(str, "", "the row it stands in: model, optimizer, batch, target"),
@@ -422,13 +477,16 @@ TABLES: dict[str, Columns] = {
     "iso_loss": ISO_LOSS,
     "speedups": SPEEDUPS,
     "tuning": TUNING,
+    "noise_scales": NOISE_SCALES,
+    "sharpness": SHARPNESS,
+    "sharpness_ratios": SHARPNESS_RATIOS,
     "agreement": AGREEMENT,
 }
 
 
 def data_dictionary() -> str:
     """Return every table with its columns, types, units and meanings, in Markdown: the body of results/README.md."""
-    tables = {"runs": RUNS, "evaluations": EVALUATIONS} | TABLES
+    tables = {"runs": RUNS, "evaluations": EVALUATIONS, "diagnostics": DIAGNOSTICS} | TABLES
     return "\n\n".join(f"### {name}\n\n{_markdown(columns)}" for name, columns in tables.items())
 
 

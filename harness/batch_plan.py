@@ -3,6 +3,9 @@ rounds.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
+
+from harness.batch_clock import BatchClock, Span
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,72 @@ class BatchPlan:
     @property
     def micro_batch_tokens(self) -> int:
         return self.micro_batch_sequences * self.sequence_length
+
+
+class MicroBatch(NamedTuple):
+    """One device's `number`-th micro-batch (from 0) of step `step` (from 1), which is split as `split` says; the stream
+    has given `first_sequence` sequences before the step.
+    """
+
+    step: int
+    number: int
+    split: BatchPlan
+    first_sequence: int
+
+    @property
+    def begins_step(self) -> bool:
+        return self.number == 0
+
+    @property
+    def ends_step(self) -> bool:
+        return self.number == self.split.accumulation - 1
+
+
+class RunPlan(NamedTuple):
+    """The splits of all steps of a run, for each span of one batch; a device's micro-batches are counted from 0."""
+
+    spans: tuple[tuple[Span, BatchPlan], ...]
+
+    @property
+    def final(self) -> BatchPlan:
+        """The split of the run's last steps."""
+        return self.spans[-1][1]
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """The largest micro-batch: with it as the limit, the splits are the same."""
+        return max(split.micro_batch_tokens for _, split in self.spans)
+
+    @property
+    def micro_batches(self) -> int:
+        """How many micro-batches a device runs."""
+        return sum(span.steps * split.accumulation for span, split in self.spans)
+
+    def micro_batches_before(self, step: int) -> int:
+        """Return how many micro-batches a device runs in the steps before `step`."""
+        before = [min(max(step - 1 - span.first_step, 0), span.steps) for span, _ in self.spans]
+        return sum(steps * split.accumulation for steps, (_, split) in zip(before, self.spans, strict=True))
+
+    def at(self, index: int) -> MicroBatch:
+        """Return the micro-batch number `index` of a device."""
+        rest = index
+        for span, split in self.spans:
+            steps, number = divmod(rest, split.accumulation)
+            if steps < span.steps:
+                first_token = span.first_tokens + steps * span.batch_tokens
+                return MicroBatch(span.first_step + steps + 1, number, split, first_token // split.sequence_length)
+            rest -= span.steps * split.accumulation
+        raise IndexError(f"micro-batch {index} of {self.micro_batches}")
+
+
+def plan_run(clock: BatchClock, sequence_length: int, devices: int, max_micro_batch_tokens: int) -> RunPlan:
+    """Split every batch of a run as `plan_batch` does. Raises: ValueError, as it does."""
+    return RunPlan(
+        tuple(
+            (span, plan_batch(span.batch_tokens, sequence_length, devices, max_micro_batch_tokens))
+            for span in clock.spans()
+        )
+    )
 
 
 def plan_batch(global_batch_tokens: int, sequence_length: int, devices: int, max_micro_batch_tokens: int) -> BatchPlan:

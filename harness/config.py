@@ -9,10 +9,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from harness.batch_clock import BatchClock, BatchStage, BatchWarmup
 from harness.frozen import ADDED_LATER, Frozen, nearest
-from harness.identity import NOT_SCIENCE, SCIENCE_VERSION
+from harness.identity import NOT_SCIENCE, NOT_SCIENCE_OF_RUN, SCIENCE_VERSION
 from harness.model_presets import MODEL_PRESETS
-from harness.optimizers.config import DecayRate, NonNegative, OptimizerConfig, Positive
+from harness.optimizers.config import DecayRate, HalfLife, NonNegative, OptimizerConfig, Positive
 from harness.parametrization import ParametrizationConfig
 
 Count = Annotated[int, Field(gt=0)]
@@ -137,6 +138,39 @@ class EvaluationConfig(Frozen):
     marks_per_doubling: Count = 4
 
 
+class DiagnosticsConfig(Frozen):
+    """What is measured of gradients and updates beside the losses, at every `every_marks`-th evaluation and the last.
+
+    They change no number of a run, and take time of their own, which counts as evaluation: results/README.md says how
+    much. A run that has finished is not measured again.
+
+    `sharpness_tokens`: validation text on which the curvature is measured, the same for every run.
+    """
+
+    noise_scale: bool = False
+    sharpness: bool = False
+    update_norms: bool = False
+    spectra: bool = False
+    sharpness_tokens: Count = 2048
+    every_marks: Count = 1
+
+    @property
+    def any_of_updates(self) -> bool:
+        return self.sharpness or self.update_norms or self.spectra
+
+
+class Branch(Frozen):
+    """Where a run starts from another one's state, instead of from nothing.
+
+    The configuration is that of the whole run: without its `branch`, it is trained from token 0 and gives the same
+    numbers. `at_tokens` are those that the run `parent` has seen, and kept its state at (`keep_at_tokens`).
+    """
+
+    parent: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    at_tokens: Count
+    kind: Literal["decay", "batch"]
+
+
 class RunConfig(Frozen):
     """Everything that changes the numbers of one run: one model, one optimizer, one global batch, one seed."""
 
@@ -153,24 +187,37 @@ class RunConfig(Frozen):
     max_grad_norm: Positive | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     stop_at_loss_nats: Positive | None = None
+    batch_warmup: Annotated[BatchWarmup | None, ADDED_LATER] = None
+    branch: Annotated[Branch | None, ADDED_LATER] = None
+    keep_at_tokens: Annotated[tuple[Count, ...], ADDED_LATER] = ()
+    diagnostics: Annotated[DiagnosticsConfig, ADDED_LATER] = DiagnosticsConfig()
     init_seed: Annotated[int, Field(ge=0)] = 0
     data_seed: Annotated[int, Field(ge=0)] = 0
     science_version: int = SCIENCE_VERSION
 
     @model_validator(mode="after")
     def _check_batch(self) -> "RunConfig":
-        batch, sequence = self.global_batch_tokens, self.model.sequence_length
-        if batch % sequence:
-            below = batch // sequence * sequence
+        for stage in self._stages:
+            _check_whole_sequences(stage.global_batch_tokens, self.model.sequence_length)
+        batch, begin = self.global_batch_tokens, self._stages[-1].until_tokens if self._stages else 0
+        _check_whole_sequences(batch, self.model.sequence_length)
+        if self.token_budget - begin < batch:
+            after = f" after the {begin} of its batch_warmup" if begin else ""
             raise ValueError(
-                f"global_batch_tokens {batch} is not a whole number of sequences of {sequence} tokens "
-                f"({batch / sequence:g}); the nearest are {below or sequence} and {below + sequence}"
+                f"token_budget {self.token_budget} is smaller than one global batch of {batch} tokens{after}; "
+                f"raise the budget or lower the batch"
             )
-        if self.token_budget < batch:
-            raise ValueError(
-                f"token_budget {self.token_budget} is smaller than one global batch of {batch} tokens; "
-                "raise the budget or lower the batch"
-            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_half_lives(self) -> "RunConfig":
+        for rule in (self.optimizer, getattr(self.optimizer, "auxiliary", None)):
+            betas = getattr(rule, "betas", ())
+            if self.batch_warmup and len({isinstance(beta, HalfLife) for beta in betas}) > 1:
+                raise ValueError(
+                    f"betas {[str(beta) for beta in betas]} are both rates per step or both half-lives where the batch "
+                    f"changes: moments are corrected for their start at zero by one count of steps"
+                )
         return self
 
     @model_validator(mode="after")
@@ -190,27 +237,93 @@ class RunConfig(Frozen):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_branch(self) -> "RunConfig":
+        if self.branch is None:
+            return self
+        at_tokens = self.branch.at_tokens
+        self.clock.check_step_end("branch.at_tokens", at_tokens)
+        if at_tokens == self.realized_tokens:
+            raise ValueError(f"branch.at_tokens {at_tokens} is the end of the run; raise token_budget")
+        if self.branch.kind == "batch" and (not self._stages or self._stages[-1].until_tokens != at_tokens):
+            raise ValueError(
+                f"a branch of the kind batch changes its batch at branch.at_tokens {at_tokens}: end the last of "
+                f"batch_warmup.stages there"
+            )
+        if self.branch.kind == "decay" and (self.schedule.kind != "wsd" or at_tokens > self.stable_tokens):
+            raise ValueError(
+                f"a branch of the kind decay is a run of schedule.kind wsd that starts to decay after branch.at_tokens "
+                f"{at_tokens}; here the kind is {self.schedule.kind}"
+                + (f" and {self.stable_tokens} the last tokens at the peak" if self.schedule.kind == "wsd" else "")
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_keep(self) -> "RunConfig":
+        for tokens in self.keep_at_tokens:
+            self.clock.check_step_end("keep_at_tokens", tokens)
+        return self
+
+    @model_validator(mode="after")
+    def _check_diagnostics(self) -> "RunConfig":
+        tokens, sequence = self.diagnostics.sharpness_tokens, self.model.sequence_length
+        if self.diagnostics.sharpness and (tokens % sequence or tokens > self.evaluation.tokens):
+            raise ValueError(
+                f"diagnostics.sharpness_tokens {tokens} is not a whole number of sequences of {sequence} tokens within "
+                f"the {self.evaluation.tokens} of evaluation.tokens"
+            )
+        return self
+
+    @property
+    def _stages(self) -> tuple[BatchStage, ...]:
+        return self.batch_warmup.stages if self.batch_warmup else ()
+
+    @property
+    def clock(self) -> BatchClock:
+        """Steps, tokens and the batch of each step."""
+        stages = tuple((stage.until_tokens, stage.global_batch_tokens) for stage in self._stages)
+        return BatchClock(self.global_batch_tokens, self.token_budget, stages)
+
     @property
     def steps(self) -> int:
         """Whole optimizer steps in the budget."""
-        return self.token_budget // self.global_batch_tokens
+        return self.clock.steps
 
     @property
     def realized_tokens(self) -> int:
         """Tokens that whole steps give; at most `token_budget`."""
-        return self.steps * self.global_batch_tokens
+        return self.clock.realized_tokens
+
+    @property
+    def first_step(self) -> int:
+        """Steps that a branch does not take: its parent has; 0 without one."""
+        return self.clock.steps_within(self.branch.at_tokens) if self.branch else 0
 
     @property
     def warmup_steps(self) -> int:
-        return max(-(-self.schedule.warmup_tokens // self.global_batch_tokens), self.schedule.warmup_min_steps)
+        return max(self.clock.steps_reaching(self.schedule.warmup_tokens), self.schedule.warmup_min_steps)
 
     @property
     def warmup_effective_tokens(self) -> int:
-        return self.warmup_steps * self.global_batch_tokens
+        return self.clock.tokens_after(self.warmup_steps)
+
+    @property
+    def decay_tokens(self) -> int:
+        """Tokens that `wsd` decays over: whole steps of the run's own batch, at least one, at most all after warmup."""
+        batch, after_warmup = self.global_batch_tokens, self.realized_tokens - self.warmup_effective_tokens
+        steps = round(self.schedule.decay_share * (self.realized_tokens / batch))
+        return min(max(steps, 1) * batch, max(after_warmup, batch))
+
+    @property
+    def stable_tokens(self) -> int:
+        """Tokens after the last step before which `wsd` has not begun to decay: a branch that decays starts there."""
+        return self.clock.tokens_after(self.clock.steps_within(self.realized_tokens - self.decay_tokens) + 1)
 
     @property
     def protocol(self) -> str:
         """How the losses of this curve may be matched to tokens; results/README.md defines each protocol."""
+        if self.branch is not None:
+            return f"branched_{self.branch.kind}"
         if self.schedule.kind != "constant":
             return "mid_schedule"
         return "constant_raw" if self.averaging.kind == "none" else "constant_ema"
@@ -223,7 +336,7 @@ class RunConfig(Frozen):
         Left out are a preset's name (its shape counts), places of files and how much of them is read (the fingerprint
         counts), limits that only refuse, and fields that were added later (`ADDED_LATER`) while at their default.
         """
-        science = self.model_dump(mode="json", exclude=NOT_SCIENCE)
+        science = self.model_dump(mode="json", exclude={**NOT_SCIENCE, **dict.fromkeys(NOT_SCIENCE_OF_RUN, True)})
         canonical = json.dumps(science, sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(canonical.encode()).hexdigest()[:8]
         seed = f"{self.init_seed}" if self.init_seed == self.data_seed else f"{self.init_seed}.{self.data_seed}"
@@ -248,6 +361,15 @@ class MachineConfig(Frozen):
     threads: Count | None = None
     compile: bool = False
     checkpoint_every_seconds: NonNegative | Literal["auto"] = "auto"
+
+
+def _check_whole_sequences(batch: int, sequence: int) -> None:
+    if batch % sequence:
+        below = batch // sequence * sequence
+        raise ValueError(
+            f"global_batch_tokens {batch} is not a whole number of sequences of {sequence} tokens "
+            f"({batch / sequence:g}); the nearest are {below or sequence} and {below + sequence}"
+        )
 
 
 def _preset_shape(name: Any) -> dict[str, Any]:

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.batch_plan import plan_batch
+from harness.batch_clock import BatchClock
+from harness.batch_plan import plan_run
 from harness.config import RunConfig
 from harness.corpus import Corpus
 from harness.data import MicroBatches
@@ -62,8 +63,9 @@ def layer_sizes(run: RunConfig, corpus: Corpus) -> list[LayerSizes]:
 
 def _batches(run: RunConfig, corpus: Corpus) -> list[Tensor]:
     """Return the training batches of all steps, and one more."""
-    plan = plan_batch(run.global_batch_tokens, run.model.sequence_length, 1, run.global_batch_tokens)
-    stream = MicroBatches(open_shard(corpus.folder, "train"), plan, run.steps + 1, run.data_seed)
+    batch, steps = run.global_batch_tokens, run.steps + 1
+    plan = plan_run(BatchClock(batch, steps * batch), run.model.sequence_length, 1, batch)
+    stream = MicroBatches(open_shard(corpus.folder, "train"), plan, run.data_seed)
     return [stream[step] for step in range(run.steps + 1)]
 
 

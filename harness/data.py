@@ -2,7 +2,7 @@
 
 The training split is cut into windows of sequence_length + 1 tokens that start every `sequence_length` tokens: inputs
 are a window without its last token, targets without its first. Sequence i of a data seed is the same in every run,
-whatever the batch size, the devices and the accumulation, so that a resume needs the step alone.
+whatever its batch sizes, the devices and the accumulation, so that a resume needs the step alone.
 
 Shapes: n sequences of a micro-batch, L = sequence_length.
 """
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from harness.batch_plan import BatchPlan
+from harness.batch_plan import RunPlan
 from harness.config import RunConfig
 from harness.corpus import Corpus, count_evaluation_windows
 from harness.failures import reading_the_corpus
@@ -27,34 +27,33 @@ from harness.shuffle import window_index
 
 
 class MicroBatches(Dataset[Tensor]):
-    """Item k: tokens (n, L + 1), int64, of one device in micro-batch k % accumulation of step k // accumulation.
+    """Item k: tokens (n, L + 1), int64, of one device in its k-th micro-batch of the run.
 
-    Step s takes the sequences [s · G, (s + 1) · G) of the stream, device r the r-th equal part of them, a micro-batch
-    the next n of that.
+    Step s takes the next G sequences of the stream, its batch, device r the r-th equal part of them, a micro-batch the
+    next n of that.
     """
 
-    def __init__(self, tokens: Tokens, plan: BatchPlan, steps: int, data_seed: int, device_index: int = 0) -> None:
-        self._windows = _windows(tokens, plan.sequence_length)
+    def __init__(self, tokens: Tokens, plan: RunPlan, data_seed: int, device_index: int = 0) -> None:
+        self._windows = _windows(tokens, plan.final.sequence_length)
         self._plan = plan
-        self._steps = steps
         self._data_seed = data_seed
         self._device_index = device_index
 
     def __len__(self) -> int:
-        return self._steps * self._plan.accumulation
+        return self._plan.micro_batches
 
     def __getitem__(self, index: int) -> Tensor:
-        step, micro_batch = divmod(index, self._plan.accumulation)
-        device_step = step * self._plan.devices + self._device_index
-        first = (device_step * self._plan.accumulation + micro_batch) * self._plan.micro_batch_sequences
-        positions = np.arange(first, first + self._plan.micro_batch_sequences)
+        place = self._plan.at(index)
+        of_step = self._device_index * place.split.accumulation + place.number
+        first = place.first_sequence + of_step * place.split.micro_batch_sequences
+        positions = np.arange(first, first + place.split.micro_batch_sequences)
         return _read(self._windows, window_index(positions, len(self._windows), self._data_seed))
 
 
 class TokenStream(LightningDataModule):
     """The micro-batches of a run, from the step that the trainer stands at."""
 
-    def __init__(self, corpus: Corpus, run: RunConfig, plan: BatchPlan) -> None:
+    def __init__(self, corpus: Corpus, run: RunConfig, plan: RunPlan) -> None:
         super().__init__()
         self._corpus = corpus
         self._run = run
@@ -65,14 +64,8 @@ class TokenStream(LightningDataModule):
         assert trainer is not None, "the stream starts where its trainer stands"
         with reading_the_corpus():
             tokens = open_shard(self._corpus.folder, "train")
-        batches = MicroBatches(
-            tokens,
-            self._plan,
-            self._run.steps,
-            self._run.data_seed,
-            device_index=trainer.global_rank,
-        )
-        sampler = ResumedOrder(len(batches), lambda: trainer.global_step * self._plan.accumulation)
+        batches = MicroBatches(tokens, self._plan, self._run.data_seed, device_index=trainer.global_rank)
+        sampler = ResumedOrder(len(batches), lambda: self._plan.micro_batches_before(trainer.global_step + 1))
         on_gpu = trainer.strategy.root_device.type == "cuda"
         return DataLoader(batches, batch_size=None, sampler=sampler, num_workers=0, pin_memory=on_gpu)
 

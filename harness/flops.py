@@ -2,8 +2,9 @@
 
 import math
 
-from harness.config import ModelConfig
+from harness.config import ModelConfig, RunConfig
 from harness.optimizers.rule import Optimizer, Rule
+from harness.optimizers.sharing import share_out
 from harness.shapes import Parameter, parameters
 
 #: What `forward_backward_flops_per_token` counts, as it is recorded and printed.
@@ -42,9 +43,28 @@ def optimizer_flops_per_step(model: ModelConfig, optimizer: Optimizer) -> float:
     return sum((_rule(optimizer, parameter).flops(parameter.shape) for parameter in parameters(model)), 0.0)
 
 
+def train_flops(run: RunConfig, until_step: int) -> float:
+    """Return the FLOPs of a run's own steps up to `until_step`: of a branch, those after its parent's."""
+    per_token = forward_backward_flops_per_token(run.model)
+    per_step = optimizer_flops_per_step(run.model, run.optimizer)
+    spans = run.clock.spans(after=run.first_step, until=until_step)
+    return sum((span.steps * (per_token * span.batch_tokens + per_step) for span in spans), 0.0)
+
+
 def optimizer_state_bytes(model: ModelConfig, optimizer: Optimizer) -> int:
-    """Return the bytes of the optimizer's state in float32, without its step counters."""
+    """Return the bytes of the optimizer's whole state in float32, without its step counters."""
     return 4 * sum(_rule(optimizer, parameter).state_numbers(parameter.shape) for parameter in parameters(model))
+
+
+def most_optimizer_state_bytes(model: ModelConfig, optimizer: Optimizer, num_devices: int) -> int:
+    """Return the bytes of state on the device that keeps most of it: all but what matrices keep that are shared out."""
+    rules = [(_rule(optimizer, parameter), parameter.shape) for parameter in parameters(model)]
+    numbers = [rule.state_numbers(shape) for rule, shape in rules]
+    costs = {number: flops for number, (rule, shape) in enumerate(rules) if (flops := rule.flops(shape))}
+    shares = [0] * num_devices
+    for number, owner in zip(costs, share_out([*costs.values()], num_devices), strict=True):
+        shares[owner] += numbers[number]
+    return 4 * (sum(numbers) - sum(shares) + max(shares))
 
 
 def _rule(optimizer: Optimizer, parameter: Parameter) -> Rule:

@@ -4,8 +4,9 @@ order of a sum; never with another global batch. Imports no torch.
 
 from collections.abc import Mapping
 
-from harness.batch_plan import BatchPlan, plan_batch
-from harness.config import MachineConfig
+from harness.batch_clock import BatchClock
+from harness.batch_plan import RunPlan, plan_run
+from harness.config import MachineConfig, RunConfig
 from harness.failures import TooLargeError
 from harness.record import RunFolder, Value, read_json, write_json
 
@@ -39,17 +40,17 @@ def start_smaller(files: RunFolder, row: Mapping[str, Value]) -> str:
             f"{halved_plan(row).micro_batch_tokens} and remove {files.checkpoint} to train from the start"
         )
     smaller = halved_plan(row)
-    split = {"micro_batch_tokens": smaller.micro_batch_tokens, "accumulation": smaller.accumulation}
+    split = {"micro_batch_tokens": smaller.micro_batch_tokens, "accumulation": smaller.final.accumulation}
     halvings = int(row["micro_batch_halvings"] or 0) + 1
     write_json(files.run, {**row, **split, "micro_batch_halvings": halvings})
     return (
         f"Out of memory with micro-batches of {row['micro_batch_tokens']} tokens; starting anew with "
-        f"{smaller.micro_batch_tokens} and an accumulation of {smaller.accumulation}: the global batch stays."
+        f"{smaller.micro_batch_tokens} and an accumulation of {smaller.final.accumulation}: the global batch stays."
     )
 
 
-def halved_plan(row: Mapping[str, Value]) -> BatchPlan:
-    """Split the batch of a run of RUN_COLUMNS with at most half its micro-batch.
+def halved_plan(row: Mapping[str, Value]) -> RunPlan:
+    """Split the batches of a run of RUN_COLUMNS with at most half its micro-batch.
 
     Raises: TooLargeError when that is one sequence already.
     """
@@ -61,4 +62,6 @@ def halved_plan(row: Mapping[str, Value]) -> BatchPlan:
             f"out of memory with a micro-batch of one sequence of {sequence} tokens; take a device with more memory, "
             f"a smaller model or a shorter model.sequence_length"
         )
-    return plan_batch(batch, sequence, devices, micro_batch // 2)
+    config = row.get("config_json")
+    clock = RunConfig.model_validate_json(str(config)).clock if config else BatchClock(batch, batch)
+    return plan_run(clock, sequence, devices, micro_batch // 2)

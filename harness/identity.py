@@ -10,3 +10,6 @@ NOT_SCIENCE = {
     "schedule": {"max_warmup_share"},
     "optimizer": {"state_numbers_each"},
 }
+
+#: The same of the run itself: what else it writes down.
+NOT_SCIENCE_OF_RUN = {"keep_at_tokens", "diagnostics"}

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from harness.branches import kept_state
 from harness.config import MachineConfig, RunConfig
 from harness.corpus import Corpus
 from harness.halving import micro_batch_halvings
@@ -86,11 +87,41 @@ def start(files: RunFolder, run: RunConfig, machine: MachineConfig, row: dict[st
     return row
 
 
+def state_to_start_from(files: RunFolder, run: RunConfig) -> Path | None:
+    """Return the run's own checkpoint, else the state that it branches off; null for a run that starts from nothing.
+
+    Raises: ValueError when the parent of a branch does not have that state, or it is damaged.
+    """
+    if files.checkpoint.exists():
+        return files.checkpoint
+    if run.branch is None:
+        return None
+    kept = kept_state(run, files)
+    if not is_whole(kept):
+        raise ValueError(
+            f"{run.run_id}: the state of its parent, {kept}, is damaged; move {kept.parent} away to train the parent "
+            f"again"
+        )
+    return kept
+
+
 def drop_damaged_checkpoint(path: Path) -> None:
     """Set a checkpoint aside that is not whole, and say so: the run starts from the beginning.
 
     It was whole when it got its name; a disk or a copy has damaged it since. Every process finds the same, without
     asking the others: one that comes when it is gone starts from the beginning too.
+
+    Raises: what the machine could not do, such as to give memory: that says nothing of the file.
+    """
+    if is_whole(path) is False:
+        aside = path.with_name(f"damaged-{path.name}")
+        with suppress(FileNotFoundError):
+            os.replace(path, aside)
+            print(f"{path} was damaged: set aside as {aside.name}; the run starts from the beginning", flush=True)
+
+
+def is_whole(path: Path) -> bool | None:
+    """Tell whether a checkpoint is as it was written; null when it is not there.
 
     Raises: what the machine could not do, such as to give memory: that says nothing of the file.
     """
@@ -100,16 +131,12 @@ def drop_damaged_checkpoint(path: Path) -> None:
         if whole:
             torch.load(path, mmap=True, weights_only=True)  # reads all but the tensors
     except FileNotFoundError:
-        return
+        return None
     except Exception as error:
         if _is_of_the_machine(error):
             raise
-        whole = False
-    if not whole:
-        aside = path.with_name(f"damaged-{path.name}")
-        with suppress(FileNotFoundError):
-            os.replace(path, aside)
-            print(f"{path} was damaged: set aside as {aside.name}; the run starts from the beginning", flush=True)
+        return False
+    return whole
 
 
 def _is_of_the_machine(error: Exception) -> bool:
@@ -153,9 +180,9 @@ def _record_of_checkpoint(files: RunFolder, row: dict[str, Value]) -> dict[str, 
 
 def _remove_partial_files(files: RunFolder) -> None:
     """Remove what processes left that were killed while they wrote: the names of `write_atomically` and of the
-    checkpoint's writer.
+    checkpoints' writer.
     """
-    for pattern in (f"{files.checkpoint.name}.*", ".*.*.*"):
+    for pattern in ("*.ckpt.*", ".*.*.*"):
         for partial in files.path.glob(pattern):
             partial.unlink()
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from harness.config import ModelConfig, RunConfig
-from harness.flops import count_parameters, optimizer_state_bytes
+from harness.flops import count_parameters, most_optimizer_state_bytes, optimizer_state_bytes
 
 FLOAT32, BFLOAT16 = 4, 2
 
@@ -30,13 +30,15 @@ class DeviceMemory:
         return self.parameters + self.gradients + self.optimizer_state + self.copies + self.activations
 
 
-def device_memory(run: RunConfig, micro_batch_tokens: int) -> DeviceMemory:
-    """Return what a run takes on each device; every device of data-parallel training holds the whole model."""
+def device_memory(run: RunConfig, micro_batch_tokens: int, num_devices: int) -> DeviceMemory:
+    """Return what a run takes on the fullest of its devices; each holds the whole model, and its share of the state of
+    the matrices that are shared out.
+    """
     weights = FLOAT32 * count_parameters(run.model)
     return DeviceMemory(
         parameters=weights,
         gradients=weights,
-        optimizer_state=optimizer_state_bytes(run.model, run.optimizer),
+        optimizer_state=most_optimizer_state_bytes(run.model, run.optimizer, num_devices),
         copies=weights * (1 if run.averaging.kind == "none" else 2),
         activations=micro_batch_tokens * activation_bytes_per_token(run.model, run.precision),
     )

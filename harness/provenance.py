@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from harness.batch_plan import BatchPlan
+from harness.batch_plan import RunPlan
 from harness.config import MachineConfig, RunConfig
 from harness.corpus import Corpus
 from harness.flops import (
@@ -25,7 +25,7 @@ from harness.origin import code_commit, code_snapshot, host_name, job_id, lock_h
 from harness.record import RUN_COLUMNS, Value
 
 
-def describe_run(run: RunConfig, machine: MachineConfig, plan: BatchPlan, corpus: Corpus) -> dict[str, Value]:
+def describe_run(run: RunConfig, machine: MachineConfig, plan: RunPlan, corpus: Corpus) -> dict[str, Value]:
     """Return a row of RUN_COLUMNS for a run that starts now; what is known only at the end is null."""
     row: dict[str, Value] = dict.fromkeys(RUN_COLUMNS) | _science(run) | _counts(run) | _machine(machine, plan)
     row |= {"bytes_per_token": corpus.bytes_per_token, "routing": _routing_summary(routing_table(run))}
@@ -73,6 +73,8 @@ def _science(run: RunConfig) -> dict[str, Value]:
         "schedule": run.schedule.kind,
         "averaging": run.averaging.kind,
         "protocol": run.protocol,
+        "parent_run_id": run.branch.parent if run.branch else None,
+        "branch_tokens": run.branch.at_tokens if run.branch else None,
         "init_seed": run.init_seed,
         "data_seed": run.data_seed,
         "precision": run.precision,
@@ -95,7 +97,7 @@ def _counts(run: RunConfig) -> dict[str, Value]:
     }
 
 
-def _machine(machine: MachineConfig, plan: BatchPlan) -> dict[str, Value]:
+def _machine(machine: MachineConfig, plan: RunPlan) -> dict[str, Value]:
     return {
         "device": device_name(machine),
         "host": host_name(),
@@ -104,7 +106,7 @@ def _machine(machine: MachineConfig, plan: BatchPlan) -> dict[str, Value]:
         "cuda_version": torch.version.cuda if uses_gpu(machine) else None,
         "num_devices": machine.devices,
         "micro_batch_tokens": plan.micro_batch_tokens,
-        "accumulation": plan.accumulation,
+        "accumulation": plan.final.accumulation,
         "threads": torch.get_num_threads(),
         "compiled": machine.compile,
         "python_version": platform.python_version(),

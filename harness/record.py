@@ -28,10 +28,10 @@ class Column:
 
 EVALUATION_COLUMNS: dict[str, Column] = {
     "run_id": Column(str, "", "the run"),
-    "step": Column(int, "steps", "optimizer steps done; row 0 is the untrained model"),
-    "tokens_seen": Column(int, "tokens", "training tokens consumed: step × global_batch_tokens"),
-    "train_flops": Column(float, "FLOP", "forward, backward and optimizer, by the convention in flops_convention"),
-    "train_seconds": Column(float, "s", "time inside optimizer steps, forward and backward included"),
+    "step": Column(int, "steps", "optimizer steps done; the first row is the untrained model, or a branch's start"),
+    "tokens_seen": Column(int, "tokens", "training tokens consumed in these steps, a branch's parent's included"),
+    "train_flops": Column(float, "FLOP", "forward, backward and optimizer by flops_convention; of a branch its own"),
+    "train_seconds": Column(float, "s", "time in optimizer steps, forward and backward included; of a branch its own"),
     "train_cpu_seconds": Column(
         float, "s", "processor time of the process inside optimizer steps, all its threads; null on a GPU"
     ),
@@ -48,11 +48,28 @@ EVALUATION_COLUMNS: dict[str, Column] = {
     "update_rms_rest": Column(float, "", "the same for embedding, head and norms"),
 }
 
+#: A row for each quantity and group of layers at each mark; results/README.md lists the quantities.
+DIAGNOSTIC_COLUMNS: dict[str, Column] = {
+    **{name: EVALUATION_COLUMNS[name] for name in ("run_id", "step", "tokens_seen")},
+    "quantity": Column(str, "", "what was measured"),
+    "group": Column(str, "", "layers it was measured on: all, hidden, embedding, head, norm, or one kind of matrix"),
+    "value": Column(float, "", "the measurement; for noise scales the estimate, in tokens"),
+    "reason": Column(str, "", "why there is no value; null where there is one"),
+    "num_steps": Column(int, "steps", "of a noise scale: steps since the last mark that it averages over"),
+    "small_batch_tokens": Column(float, "tokens", "of a noise scale: the smaller batch of its last step"),
+    "big_batch_tokens": Column(float, "tokens", "of a noise scale: the larger one"),
+    "signal": Column(float, "", "mean over these steps of the unbiased estimate of |G|²"),
+    "noise": Column(float, "tokens", "mean over these steps of the unbiased estimate of tr Σ of one token"),
+    "signal_variance": Column(float, "", "variance of the first over these steps; null for one step"),
+    "noise_variance": Column(float, "tokens²", "variance of the second"),
+    "signal_noise_covariance": Column(float, "tokens", "their covariance"),
+}
+
 RUN_COLUMNS: dict[str, Column] = {
     "run_id": Column(str, "", "name and hash of the resolved scientific configuration"),
     "model": Column(str, "", "model preset, or d<width>l<layers>"),
     "optimizer": Column(str, "", "optimizer of the hidden matrices"),
-    "global_batch_tokens": Column(int, "tokens", "tokens per optimizer step over all devices and accumulation"),
+    "global_batch_tokens": Column(int, "tokens", "tokens per optimizer step, over all devices; after batch_warmup"),
     "token_budget": Column(int, "tokens", "tokens asked for"),
     "realized_tokens": Column(int, "tokens", "tokens that whole steps of the budget give"),
     "peak_lr": Column(float, "", "learning rate after warmup"),
@@ -84,8 +101,8 @@ RUN_COLUMNS: dict[str, Column] = {
     "driver": Column(str, "", "version of the NVIDIA driver; null on a processor"),
     "cuda_version": Column(str, "", "CUDA that PyTorch was built with; null on a processor"),
     "num_devices": Column(int, "", "devices of the run"),
-    "micro_batch_tokens": Column(int, "tokens", "tokens per device and forward pass, as run"),
-    "accumulation": Column(int, "", "micro-batches per device and step"),
+    "micro_batch_tokens": Column(int, "tokens", "tokens per device and forward pass, as run; the largest of several"),
+    "accumulation": Column(int, "", "micro-batches per device and step; after batch_warmup"),
     "micro_batch_halvings": Column(int, "", "how often the run started anew with half the micro-batch, out of memory"),
     "threads": Column(int, "", "threads per process"),
     "compiled": Column(bool, "", "whether torch.compile was used"),
@@ -97,13 +114,17 @@ RUN_COLUMNS: dict[str, Column] = {
     "lock_hash": Column(str, "", "hash of the versions of all installed packages"),
     "started_at": Column(str, "", "UTC time of the first start"),
     "status": Column(str, "", "running, finished, diverged"),
-    "stop_reason": Column(str, "", "budget, target, non_finite_loss, loss_above_start; null while running"),
+    "stop_reason": Column(
+        str, "", "budget, target, non_finite_loss, loss_above_start, trunk_diverged; null while running"
+    ),
     "step": Column(int, "steps", "optimizer steps done at the end; null while running"),
     "tokens_seen": Column(int, "tokens", "tokens consumed at the end; null while running"),
     "train_seconds": Column(float, "s", "as in the evaluations, at the end"),
     "eval_seconds": Column(float, "s", "as in the evaluations, at the end"),
     "other_seconds": Column(float, "s", "as in the evaluations, at the end"),
     "resumes": Column(int, "", "how often the run was taken up again from a checkpoint"),
+    "parent_run_id": Column(str, "", "run from whose state a branch starts; null without one"),
+    "branch_tokens": Column(int, "tokens", "tokens seen at that state; null without one"),
     "config_json": Column(str, "", "the whole RunConfig"),
 }
 
@@ -117,7 +138,9 @@ TIMING_COLUMNS: dict[str, Column] = {
     "micro_batch_tokens": RUN_COLUMNS["micro_batch_tokens"],
     "micro_batch_seconds": Column(float, "s", "reading, forward and backward of one micro-batch, median"),
     "optimizer_seconds": Column(float, "s", "clipping, optimizer and averaging of one step, median"),
-    "matrix_seconds": Column(float, "s", "updates of the matrices within it that could be shared out over devices"),
+    "matrix_seconds": Column(
+        float, "s", "updates of all matrices within it, of which each of several devices does a share"
+    ),
     "repeats": Column(int, "", "steps that were timed"),
     "spread": Column(float, "", "quartile range of the seconds of a step over their median"),
     "cpu_share": Column(float, "", "processor seconds over threads × seconds; null on a GPU"),
@@ -185,6 +208,11 @@ class RunFolder:
         return self.path / "evaluations.jsonl"
 
     @property
+    def diagnostics(self) -> Path:
+        """One row of DIAGNOSTIC_COLUMNS a line; missing where the run measures none."""
+        return self.path / "diagnostics.jsonl"
+
+    @property
     def progress(self) -> Path:
         """step, tokens_seen, tokens_per_second: rewritten about once a second."""
         return self.path / "progress.json"
@@ -192,6 +220,10 @@ class RunFolder:
     @property
     def checkpoint(self) -> Path:
         return self.path / "checkpoint.ckpt"
+
+    def kept(self, tokens: int) -> Path:
+        """The state after `tokens` tokens, for branches to start from; it stays when the run has finished."""
+        return self.path / f"kept-{tokens}.ckpt"
 
     @property
     def claim(self) -> Path:
@@ -250,18 +282,24 @@ def append_row(path: Path, row: Mapping[str, Value]) -> None:
 
 def append_line(path: Path, content: Mapping[str, Any]) -> None:
     """Append an object as a line of JSON, synchronised. NaN and infinity are refused."""
+    append_lines(path, [content])
+
+
+def append_lines(path: Path, contents: Iterable[Mapping[str, Any]]) -> None:
+    """Append objects, a line of JSON each, synchronised together. NaN and infinity are refused."""
+    lines = [json.dumps(content, allow_nan=False) + "\n" for content in contents]
     with path.open("a") as file:
-        file.write(json.dumps(content, allow_nan=False) + "\n")
+        file.writelines(lines)
         file.flush()
         os.fsync(file.fileno())
 
 
-def read_rows(path: Path) -> list[dict[str, Value]]:
+def read_rows(path: Path, columns: Mapping[str, Column] = EVALUATION_COLUMNS) -> list[dict[str, Value]]:
     """Read all whole rows; a torn last line, left by a crash, is dropped.
 
     Raises: ValueError naming file and line for a row that is corrupt or lacks a column.
     """
-    return list(_whole_rows(path, path.read_bytes())) if path.exists() else []
+    return list(_whole_rows(path, path.read_bytes(), columns)) if path.exists() else []
 
 
 def complete(row: Any, columns: Mapping[str, Column], place: str) -> dict[str, Value]:
@@ -279,13 +317,13 @@ def complete(row: Any, columns: Mapping[str, Column], place: str) -> dict[str, V
     return {name: row.get(name) for name in columns}
 
 
-def trim_rows(path: Path, last_step: int) -> None:
+def trim_rows(path: Path, last_step: int, columns: Mapping[str, Column] = EVALUATION_COLUMNS) -> None:
     """Drop the rows after `last_step`: they will be made again by a run that resumes there."""
-    kept = [row for row in read_rows(path) if _as_int(row["step"]) <= last_step]
+    kept = [row for row in read_rows(path, columns) if _as_int(row["step"]) <= last_step]
     write_atomically(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept).encode())
 
 
-def _whole_rows(path: Path, content: bytes) -> Iterator[dict[str, Value]]:
+def _whole_rows(path: Path, content: bytes, columns: Mapping[str, Column]) -> Iterator[dict[str, Value]]:
     lines: Iterable[bytes] = content.split(b"\n")[:-1]
     for number, line in enumerate(lines, start=1):
         try:
@@ -294,7 +332,7 @@ def _whole_rows(path: Path, content: bytes) -> Iterator[dict[str, Value]]:
             raise ValueError(
                 f"{path}, line {number}: not a JSON row; the file is corrupt: move it away to run this run again"
             ) from None
-        yield complete(row, EVALUATION_COLUMNS, f"{path}, line {number}")
+        yield complete(row, columns, f"{path}, line {number}")
 
 
 def _as_int(value: Value) -> int:

@@ -6,28 +6,25 @@ reading, forward and backward (once a micro-batch); after it, clipping, update a
 """
 
 import time
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch.optim import Optimizer
 
-from harness.batch_plan import plan_batch
+from harness.batch_plan import plan_run
 from harness.callbacks.averaging import WeightAverage
 from harness.config import MachineConfig, RunConfig
 from harness.corpus import Corpus
 from harness.data import TokenStream
-from harness.optimizers.combined import STEPS
+from harness.optimizers.combined import STEPS, CombinedOptimizer
 from harness.provenance import device_name, uses_gpu
 from harness.record import TIMING_COLUMNS, Value
 from harness.train import build
 
 #: Steps that are not timed: first touches of memory, compilation, the optimizer's state.
 WARMUP_STEPS = 10
-
-#: Algorithms that work element by element: nothing in them is worth sharing out over devices.
-_ELEMENTWISE = frozenset({"adamw", "lamb", "lars", "lion", "sgd"})
 
 
 class Reading(NamedTuple):
@@ -70,8 +67,10 @@ def time_step(
     """
     torch.set_num_threads(machine.threads or torch.get_num_threads())
     tokens = micro_batch_tokens * (WARMUP_STEPS + repeats)
-    run_of_steps = run.model_copy(update={"global_batch_tokens": micro_batch_tokens, "token_budget": tokens})
-    plan = plan_batch(micro_batch_tokens, run.model.sequence_length, 1, max_micro_batch_tokens=micro_batch_tokens)
+    alone = {"batch_warmup": None, "branch": None, "keep_at_tokens": ()}
+    one_micro_batch = {"global_batch_tokens": micro_batch_tokens, "token_budget": tokens}
+    run_of_steps = run.model_copy(update=alone | one_micro_batch)
+    plan = plan_run(run_of_steps.clock, run.model.sequence_length, 1, max_micro_batch_tokens=micro_batch_tokens)
     stopwatch, averaging = Stopwatch(), [] if run.averaging.kind == "none" else [WeightAverage()]
     one_device = machine.model_copy(update={"devices": 1})
     module, trainer = build(run_of_steps, one_device, plan, [*averaging, stopwatch])
@@ -107,8 +106,10 @@ def _summary(stopwatch: Stopwatch, on_gpu: bool) -> dict[str, Value]:
 
 
 def _matrix_seconds(optimizer: Optimizer, repeats: int) -> float:
-    """Return the median seconds of the updates by matrix products; the last step's gradient is still there."""
-    groups = [group for group in optimizer.param_groups if group["algorithm"] not in _ELEMENTWISE]
+    """Return the median seconds of the updates that several devices share out, here all on one; the last step's
+    gradient is still there.
+    """
+    groups = cast(CombinedOptimizer, optimizer).matrix_groups()
     if not groups:
         return 0.0
     readings = [read_clocks()]

@@ -19,9 +19,14 @@ import torch
 from torch import Tensor
 
 from harness import STOPPED
-from harness.batch_plan import BatchPlan, plan_batch
+from harness.batch_plan import RunPlan, plan_run
+from harness.branches import kept_state
+from harness.callbacks.accumulation import Accumulation
 from harness.callbacks.averaging import WeightAverage
 from harness.callbacks.clocks import Clocks
+from harness.callbacks.diagnostics.diagnostics import Diagnostics
+from harness.callbacks.diagnostics.gradient_noise import GradientNoise
+from harness.callbacks.diagnostics.groups import groups_of
 from harness.callbacks.evaluation import Evaluation
 from harness.callbacks.interruption import AtomicCheckpointIO, Checkpoints, Interrupted
 from harness.callbacks.probe import UpdateProbe
@@ -31,7 +36,7 @@ from harness.corpus import Corpus, check_budget, prepare
 from harness.data import TokenStream, validation_batches
 from harness.failures import is_out_of_memory, kind_of, reading_the_corpus, reason_of, write_failure
 from harness.halving import StartAnew, micro_batch_halvings, start_smaller, within_memory
-from harness.lifecycle import check_identity, finish, finished_status, start
+from harness.lifecycle import check_identity, finish, finished_status, start, state_to_start_from
 from harness.module import LanguageModel
 from harness.processes import check_processes, environment, num_nodes
 from harness.provenance import describe_run, uses_gpu
@@ -58,6 +63,8 @@ def train(run: RunConfig, machine: MachineConfig, folder: Path, corpus_cache: Pa
         corpus = prepare(run.corpus, corpus_cache)
         check_budget(corpus, run)
     check_identity(run, corpus)
+    if run.branch and not files.checkpoint.exists():
+        kept_state(run, files)  # before anything is written
     torch.set_num_threads(machine.threads or torch.get_num_threads())
     while (status := _attempt(run, within_memory(machine, files), corpus, files, started)) is None:
         gc.collect()  # what the failed attempt left on the device
@@ -68,7 +75,7 @@ def train(run: RunConfig, machine: MachineConfig, folder: Path, corpus_cache: Pa
 def _attempt(run: RunConfig, machine: MachineConfig, corpus: Corpus, files: RunFolder, started: float) -> str | None:
     """Train to the end; null when memory ran out and the run is to start anew with half the micro-batch."""
     limit, sequence_length = machine.max_micro_batch_tokens, run.model.sequence_length
-    plan = plan_batch(run.global_batch_tokens, sequence_length, machine.devices, limit)
+    plan = plan_run(run.clock, sequence_length, machine.devices, limit)
     row = start(files, run, machine, describe_run(run, machine, plan, corpus))
     try:
         return _train(run, machine, plan, corpus, files, row, Clocks(started, machine.compile))
@@ -85,7 +92,7 @@ def _attempt(run: RunConfig, machine: MachineConfig, corpus: Corpus, files: RunF
 def _train(
     run: RunConfig,
     machine: MachineConfig,
-    plan: BatchPlan,
+    plan: RunPlan,
     corpus: Corpus,
     files: RunFolder,
     row: dict[str, Value],
@@ -93,10 +100,10 @@ def _train(
 ) -> str:
     with reading_the_corpus():
         validation = validation_batches(corpus, run, machine.max_micro_batch_tokens // run.model.sequence_length)
-    evaluation, callbacks = _callbacks(files, run, machine, validation, clocks)
+    evaluation, callbacks = _callbacks(files, run, machine, plan, validation, clocks)
     module, trainer = build(run, machine, plan, callbacks)
-    resume = files.checkpoint if files.checkpoint.exists() else None
-    trainer.fit(module, datamodule=TokenStream(corpus, run, plan), ckpt_path=resume, weights_only=True)
+    state = state_to_start_from(files, run)
+    trainer.fit(module, datamodule=TokenStream(corpus, run, plan), ckpt_path=state, weights_only=True)
 
     outcome = _outcome(run, trainer.global_step, evaluation.stop_reason)
     clocks.switch("other")
@@ -106,41 +113,56 @@ def _train(
 
 
 def build(
-    run: RunConfig, machine: MachineConfig, plan: BatchPlan, callbacks: list[pl.Callback]
+    run: RunConfig, machine: MachineConfig, plan: RunPlan, callbacks: list[pl.Callback]
 ) -> tuple[LanguageModel, pl.Trainer]:
     """Build the module, compiled if asked to, and a Trainer that does nothing but train it and call back."""
     _quieten()
     module = LanguageModel(run)
     if machine.compile:
         module.network.compile(dynamic=False)
-    trainer = _trainer(run, machine, plan, callbacks)
+    trainer = _trainer(run, machine, [Accumulation(plan), *callbacks])
     _leave_sigterm_alone(trainer)
     return module, trainer
 
 
 def _callbacks(
-    files: RunFolder, run: RunConfig, machine: MachineConfig, validation: list[Tensor], clocks: Clocks
+    files: RunFolder, run: RunConfig, machine: MachineConfig, plan: RunPlan, validation: list[Tensor], clocks: Clocks
 ) -> tuple[Evaluation, list[pl.Callback]]:
     """Return the callbacks in the order in which they act at a step's end: average, evaluate, show, save."""
-    marks = evaluation_marks(run.evaluation, run.global_batch_tokens, run.steps)
+    marks = evaluation_marks(run.evaluation, run.clock, run.first_step)
     probe = UpdateProbe(set(marks))
     average = None if run.averaging.kind == "none" else WeightAverage()
-    evaluation = Evaluation(files, marks, validation, clocks, probe, average)
-    checkpoints = Checkpoints(files.checkpoint, machine.checkpoint_every_seconds, clocks)
+    evaluation = Evaluation(files, marks, plan, validation, clocks, probe, average)
+    kept = {run.clock.steps_within(tokens): files.kept(tokens) for tokens in run.keep_at_tokens}
+    checkpoints = Checkpoints(files.checkpoint, machine.checkpoint_every_seconds, clocks, kept)
     averaging = [average] if average else []
-    return evaluation, [clocks, probe, *averaging, evaluation, Progress(files), checkpoints]
+    measuring = _diagnostics(files, run, marks, validation, clocks)
+    return evaluation, [clocks, probe, *averaging, evaluation, *measuring, Progress(files), checkpoints]
+
+
+def _diagnostics(
+    files: RunFolder, run: RunConfig, marks: list[int], validation: list[Tensor], clocks: Clocks
+) -> list[pl.Callback]:
+    """Return the callbacks that measure what the run asks for: at every so many marks, counted from the last."""
+    asked = run.diagnostics
+    if not (asked.noise_scale or asked.any_of_updates):
+        return []
+    chosen = [mark for mark in marks[:: -asked.every_marks] if mark > run.first_step]
+    noise = GradientNoise(groups_of(run.model), chosen, clocks) if asked.noise_scale else None
+    measuring = Diagnostics(files, run, chosen, validation, clocks, noise)
+    return [noise, measuring] if noise else [measuring]
 
 
 def _outcome(run: RunConfig, step: int, stop_reason: str | None) -> dict[str, Value]:
     """Return how the run ended; a run that says it used its budget must have used it to the token."""
-    tokens_seen = step * run.global_batch_tokens
+    tokens_seen = run.clock.tokens_after(step)
     assert stop_reason is not None, "the run ended before its budget without saying why"
     assert stop_reason != "budget" or tokens_seen == run.realized_tokens, (tokens_seen, run.realized_tokens)
     status = "finished" if stop_reason in ("budget", "target") else "diverged"
     return {"status": status, "stop_reason": stop_reason, "step": step, "tokens_seen": tokens_seen}
 
 
-def _trainer(run: RunConfig, machine: MachineConfig, plan: BatchPlan, callbacks: list[pl.Callback]) -> pl.Trainer:
+def _trainer(run: RunConfig, machine: MachineConfig, callbacks: list[pl.Callback]) -> pl.Trainer:
     """Build a Trainer that does nothing but train: what it would log, save or show is ours, at step boundaries."""
     return pl.Trainer(
         accelerator="gpu" if uses_gpu(machine) else "cpu",
@@ -150,7 +172,6 @@ def _trainer(run: RunConfig, machine: MachineConfig, plan: BatchPlan, callbacks:
         precision="32-true" if run.precision == "fp32" else "bf16-mixed",
         max_steps=run.steps,
         max_epochs=1,
-        accumulate_grad_batches=plan.accumulation,
         limit_val_batches=0,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,

@@ -188,9 +188,10 @@ def _reference(folder: "SweepFolder") -> Path:
 
 
 def _say_failures(folder: "SweepFolder") -> list[str]:
-    from sweeps.status import failures, read_status
+    from sweeps.status import blocked, failures, read_status
 
-    failed = failures(read_status(folder).runs, folder.path)
+    runs = read_status(folder).runs
+    failed = [*failures(runs, folder.path), *blocked(runs)]
     print("\n".join(failed), file=sys.stderr, end="\n" if failed else "")
     return failed
 

@@ -19,8 +19,8 @@ from sweeps.arguments import (
 )
 
 if TYPE_CHECKING:
+    from sweeps.clusters.arrays import Submission
     from sweeps.clusters.profile import ClusterProfile
-    from sweeps.clusters.submission import Submission
     from sweeps.spec import SweepSpec
 
 
@@ -109,7 +109,7 @@ def _submit_to_slurm(options: argparse.Namespace, profile: "ClusterProfile") -> 
     queued = submit(submission)
     for job in queued:
         runs = sum(map(len, job.tasks))
-        what = counted(runs, "run") if runs else counted(submission.confirm_runs, "confirmation")
+        what = counted(runs, "run") if runs else "confirmations"
         print(f"Submitted {what} in {counted(len(job.tasks), 'job')} of {job.minutes} minutes at most: {job.job_id}")
     if not queued:
         print("Nothing to submit: every run has its result or is in flight.")
@@ -119,10 +119,11 @@ def _submit_to_slurm(options: argparse.Namespace, profile: "ClusterProfile") -> 
 
 def _submission(options: argparse.Namespace, profile: "ClusterProfile") -> "Submission":
     """Plan the sweep for the cluster, and write its folder."""
-    from sweeps.clusters.submission import Submission
+    from sweeps.clusters.arrays import Submission
     from sweeps.plan import check_hours, make_plan, prepare_runs
 
     spec = _on(profile, read_sweep(options))
+    profile.devices_on_a_node(spec.machine.devices)  # or a refusal, before anything is written
     runs, check_budget = prepare_runs(spec)
     folder = own_folder(options, spec.name)
     stated = profile.speed(spec.machine.devices)
@@ -132,8 +133,8 @@ def _submission(options: argparse.Namespace, profile: "ClusterProfile") -> "Subm
         check_hours(plan, options.budget_hours)
     if not options.dry_run:
         write_and_say(spec, runs, folder, f"{plan.runs_in_words} for {profile.name}")
-    confirm_runs = sum(row.confirm_runs for row in plan.rows)
-    return Submission(folder, spec, profile, runs, speed, options.runs_per_job, confirm_runs)
+    confirmations = [row.work for row in plan.rows for _ in range(row.confirm_runs)]
+    return Submission(folder, spec, profile, runs, speed, options.runs_per_job, confirmations)
 
 
 def _on(profile: "ClusterProfile", spec: "SweepSpec") -> "SweepSpec":

@@ -19,6 +19,9 @@ from sweeps.store import State, record_failure, result_state
 #: The variable with a command that starts the processes in a way of its own: `… DEVICES FOLDER`.
 LAUNCHER = "CRITBATCH_LAUNCHER"
 
+#: What such a command exits with when it knows that one of the processes was killed as memory ran out.
+OUT_OF_MEMORY = 71
+
 #: Once one process has ended, the others have as long to end too: they may wait for it without end.
 ENDED_WITHIN_SECONDS = 30.0
 
@@ -47,7 +50,8 @@ def train_distributed(run: RunFolder, devices: int, claim: int) -> State:
     while True:
         halvings, kills = micro_batch_halvings(run), oom_kills()
         status = _train_once(run, devices, claim)
-        if status == -signal.SIGKILL and oom_kills() > kills and run.run.exists():
+        is_memory = status == OUT_OF_MEMORY or (status == -signal.SIGKILL and oom_kills() > kills)
+        if is_memory and run.run.exists():
             print(start_smaller(run, read_json(run.run)), flush=True)
         if micro_batch_halvings(run) == halvings:
             if not _has_crashed(run, status) or crashes.add(run) > CRASHES_ALLOWED:
@@ -61,8 +65,11 @@ def _outcome(run: RunFolder, devices: int, status: int) -> State:
     """Return where the run stands when a process has ended with `status`, the first to end; record a failure."""
     if status in _IN_ORDER and not run.failure.exists():
         return result_state(run) or State.INTERRUPTED
-    if (killed_by := _killed_by(status)) > 0:  # what the others say is that they lost their connection to it
-        record_failure(run, f"one of {devices} processes was killed by {signal.Signals(killed_by).name}")
+    if status == OUT_OF_MEMORY:
+        record_failure(run, f"memory ran out on one of {devices} processes", FailureKind.OUT_OF_MEMORY)
+    elif (killed_by := _killed_by(status)) > 0:  # what the others say is that they lost their connection to it
+        doubt = " (out of memory? nobody says so)" if killed_by == signal.SIGKILL else ""
+        record_failure(run, f"one of {devices} processes was killed by {signal.Signals(killed_by).name}{doubt}")
     elif run.failure.exists():  # written again, now that the log is complete
         said = read_json(run.failure)
         record_failure(run, said["reason"], FailureKind(said["kind"]))
@@ -75,8 +82,12 @@ def _has_crashed(run: RunFolder, status: int) -> bool:
     """Say whether a process was killed, or lost the others, rather than failed."""
     if not run.failure.exists():
         return status not in _IN_ORDER and _killed_by(status) > 0
-    reason = str(read_json(run.failure)["reason"])
-    return _killed_by(status) > 0 or any(words in reason for words in _LOST_CONNECTION_WORDS)
+    return _killed_by(status) > 0 or is_of_a_lost_connection(read_json(run.failure)["reason"])
+
+
+def is_of_a_lost_connection(reason: str) -> bool:
+    """Say whether a process failed as it lost the others, through no fault of its own."""
+    return any(words in reason for words in _LOST_CONNECTION_WORDS)
 
 
 def _killed_by(status: int) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from harness.config import CorpusConfig, RunConfig
 from harness.frozen import nearest
 from harness.parametrization import check_head_widths
+from sweeps.branch_runs import last_branch_point, with_branches
 from sweeps.mistakes import Mistakes
 from sweeps.spec import SweepSpec
 
@@ -29,7 +30,8 @@ _NOT_IN_BASE = {
 
 
 def expand(spec: SweepSpec, prepare: Prepare) -> list[RunConfig]:
-    """Return the runs of the grid stage, with the fingerprint and vocabulary of their corpora filled in.
+    """Return the runs of the grid stage, with the fingerprint and vocabulary of their corpora filled in; where the
+    sweep has branches, these come after their trunks.
 
     Raises: ValueError, one line for each mistake, with the combinations that it concerns; no corpus is prepared before
     all runs are valid.
@@ -38,16 +40,18 @@ def expand(spec: SweepSpec, prepare: Prepare) -> list[RunConfig]:
     corpora = {run.corpus.model_dump_json(): run.corpus for run in runs}
     prepared = {key: prepare(corpus) for key, corpus in corpora.items()}
     filled = [with_corpus(run, prepared[run.corpus.model_dump_json()]) for run in runs]
-    return list({run.run_id: run for run in filled}.values())
+    return with_branches(spec, {run.run_id: run for run in filled}.values())
 
 
 def unprepared_runs(spec: SweepSpec) -> Iterator[RunConfig]:
-    """Yield valid runs whose corpus is not known yet. Raises: ValueError as `expand`."""
+    """Yield valid runs, branches left out, whose corpus is not known yet. Raises: ValueError as `expand`."""
     _check_base(spec)
     mistakes, runs, combinations = Mistakes(), [], _kept(spec)
     for combination in combinations:
         try:
-            runs += _runs(spec, combination)
+            of_one = _runs(spec, combination)
+            with_branches(spec, of_one)
+            runs += of_one
         except ValueError as error:
             mistakes.add(error, _label(combination))
     mistakes.raise_any(of=len(combinations))
@@ -154,7 +158,8 @@ def _settings(spec: SweepSpec, combination: Combination) -> dict[str, Any]:
     for key, value in combination.items():
         if key != "optimizer":
             _put(settings, key.replace(f"optimizers.{name}.", "optimizer.", 1), value)
-    settings.setdefault("token_budget", _token_budget(spec, settings))
+    if "token_budget" not in settings:
+        settings["token_budget"] = _token_budget(spec, settings)
     return _with_both_seeds(spec, settings)
 
 
@@ -170,6 +175,8 @@ def _put(settings: dict[str, Any], key: str, value: Any) -> None:
 def _token_budget(spec: SweepSpec, settings: dict[str, Any]) -> int:
     if isinstance(spec.token_budget, int):
         return spec.token_budget
+    if spec.token_budget is None and spec.has_branches:
+        return last_branch_point(spec, settings)
     if spec.token_budget is None:
         raise ValueError(f"{spec.name}: token_budget is missing (a number, or one for each batch)")
     batch = settings.get("global_batch_tokens")

@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING, Any
 from analysis.commands import keep_to_one_thread
 from harness.config import MachineConfig, RunConfig
 from harness.record import RunFolder
-from sweeps.added import read_rounds
-from sweeps.clusters.local import announce, begun
+from sweeps.clusters.local import announce, begun, note_process
 from sweeps.clusters.snapshot import children_import, code_environment, take_snapshot
+from sweeps.confirmations import choose_confirmations, partly_chosen
 from sweeps.display import shown
-from sweeps.grid import on_fresh_seeds
 from sweeps.pool import TRAIN, Pool, slot_environments, visible_gpus
 from sweeps.printing import counted
-from sweeps.spec import SweepSpec
-from sweeps.store import Stage, SweepFolder, add_confirmations, is_missing, locked, read_run
+from sweeps.store import Stage, SweepFolder, is_missing, locked, read_run
 from sweeps.work import work_of
 
 if TYPE_CHECKING:
@@ -57,6 +55,7 @@ def run_folder(folder: SweepFolder, slots: int, first_slot: int = 0, train: str 
         train_stage(folder, "grid", pool)
         if spec.confirm:
             choose_confirmations(spec, folder)
+            print(*(f"{line}\n" for line in partly_chosen(folder)), sep="", end="", flush=True)
             train_stage(folder, "confirm", pool)
 
 
@@ -86,21 +85,6 @@ def stage_runs(folder: SweepFolder, stage: Stage) -> list[RunConfig]:
 def longest_first(runs: Iterable[RunConfig], machine: MachineConfig) -> list[RunConfig]:
     """Return the runs, those with the most work first."""
     return sorted(runs, key=lambda run: -work_of(run, machine).flops)
-
-
-def choose_confirmations(spec: SweepSpec, folder: SweepFolder) -> list[RunConfig]:
-    """Add the best rates of every cell, on fresh seeds, to the sweep; return them."""
-    runs = best_on_fresh_seeds(spec, folder)
-    add_confirmations(spec, runs, folder)
-    return runs
-
-
-def best_on_fresh_seeds(spec: SweepSpec, folder: SweepFolder) -> list[RunConfig]:
-    """Return the confirmations: the best rates of every cell of the grid, on fresh seeds."""
-    assert spec.confirm is not None
-    best = _runs_at_best_rates(folder.path, spec.confirm.top)
-    picked = [run for run in stage_runs(folder, "grid") if run.run_id in best]
-    return on_fresh_seeds(_with_whole_budgets(picked, folder), spec.confirm.seeds)
 
 
 def report(
@@ -151,6 +135,7 @@ def submit_local(folder: SweepFolder, jobs: int, train: str = TRAIN) -> list[Any
         for slot in range(jobs):
             place = announce(sweep, missing)
             submitted.append(executor.submit(work, str(sweep), slot, train, str(place)))
+            note_process(place, int(submitted[-1].job_id))
     return submitted
 
 
@@ -170,34 +155,6 @@ def _check_report(folder: SweepFolder) -> None:
     if not is_compacted and all(is_missing(run) for run in runs):
         kept = "; the report there, of an earlier form of the sweep, is kept" * (folder.path / "report.html").exists()
         raise ValueError(f"{folder.path}: no run has finished yet; there is nothing to report{kept}")
-
-
-def _runs_at_best_rates(folder: Path, top: int) -> set[str]:
-    """Return the ids of the runs at the best rates of each cell: choose, put aside, choose again."""
-    from analysis.inputs.records import Records, load
-    from analysis.quantities.learning_rates import choose_rates
-
-    records = load(folder)
-    best: set[str] = set()
-    for _ in range(top):
-        chosen = choose_rates(records).rename({"best_lr": "peak_lr"})
-        best.update(records.runs.join(chosen, on=chosen.columns, how="semi")["run_id"])
-        runs = records.runs.join(chosen, on=chosen.columns, how="anti")
-        records = Records(records.manifest, runs, records.evaluations.join(runs, on="run_id", how="semi"))
-    return best
-
-
-def _with_whole_budgets(runs: list[RunConfig], folder: SweepFolder) -> list[RunConfig]:
-    """Return the runs with budgets of the sweep's own: rounds give less to runs that may stop early."""
-    added = {run_id for each in read_rounds(folder.path) for run_id in each.reasons}
-    budgets: dict[int, int] = {}
-    for run in stage_runs(folder, "grid") if added else ():
-        batch = run.global_batch_tokens
-        budgets[batch] = max(run.token_budget, budgets.get(batch, 0))
-    return [
-        run.model_copy(update={"token_budget": budgets[run.global_batch_tokens]}) if run.run_id in added else run
-        for run in runs
-    ]
 
 
 def _code_variables(code: Path) -> dict[str, str]:

@@ -64,6 +64,19 @@ class Plan:
     def flops(self) -> float:
         return sum(row.flops for row in self.rows)
 
+    @property
+    def tokens(self) -> int:
+        return sum(row.runs * row.work.trained_tokens for row in self.rows)
+
+    @property
+    def branches(self) -> "tuple[PlanRow, ...]":
+        return tuple(row for row in self.rows if row.work.branch_tokens)
+
+    @property
+    def tokens_without_branching(self) -> int | None:
+        """Tokens if every branch were trained by itself from token 0, and no trunk; null where there are none."""
+        return sum(row.runs * row.work.realized_tokens for row in self.branches) or None
+
     def slot_hours(self, rows: "Sequence[PlanRow] | None" = None, speed: Speed | None = None) -> float | None:
         """Return the hours of all runs of `rows`, by default of all; null unless the speed of each is known."""
         rows, speed = self.rows if rows is None else rows, speed or self.speed
@@ -141,11 +154,12 @@ def check_hours(plan: Plan, budget_hours: float) -> None:
 
 
 def _alike(runs: Sequence[RunConfig]) -> list[list[RunConfig]]:
-    """Return the runs that differ in learning rate and seeds alone together."""
+    """Return the runs that differ in learning rate and seeds alone together; so do the trunks of branches."""
     found: dict[RunConfig, list[RunConfig]] = {}
     for run in runs:
         optimizer = run.optimizer.model_copy(update={"peak_lr": 1.0})
-        key = run.model_copy(update={"optimizer": optimizer, "init_seed": 0, "data_seed": 0})
+        branch = run.branch and run.branch.model_copy(update={"parent": ""})
+        key = run.model_copy(update={"optimizer": optimizer, "branch": branch, "init_seed": 0, "data_seed": 0})
         found.setdefault(key, []).append(run)
     return list(found.values())
 

@@ -18,12 +18,15 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "slots": plan.slots,
         "runs": plan.runs,
         "flops": plan.flops,
+        "tokens": plan.tokens,
+        "tokens_without_branching": plan.tokens_without_branching,
         "devices_a_run": plan.devices,
         **_hours(plan, plan.speed),
         "other_devices": [_hours(plan, speed) for speed in plan.other_speeds],
         "cells": [
             asdict(row.work)
             | {
+                "trained_tokens": row.work.trained_tokens,
                 "warmup_share": row.work.warmup_share,
                 "evaluation_share": row.work.evaluation_share,
                 "device_memory_total_bytes": row.work.device_memory_bytes.total,
@@ -82,7 +85,7 @@ def _cells(plan: Plan, row: PlanRow) -> list[str]:
         f"{row.grid_runs}" + (f" + {row.confirm_runs}" if row.confirm_runs else ""),
         ", ".join(f"{rate:g}" for rate in row.peak_lrs),
         f"{work.steps:,}",
-        f"{work.realized_tokens:,}",
+        f"{work.trained_tokens:,}" + (f"\nfrom {work.branch_tokens:,}" if work.branch_tokens else ""),
         f"{work.warmup_tokens:,} ({work.warmup_share:.0%})",
         f"{work.micro_batch_tokens:,} × {work.accumulation}",
         "–" if hours is None else f"{hours:.2f}",
@@ -100,11 +103,28 @@ def _summary(plan: Plan) -> list[str]:
     evaluation = sum(row.runs * row.work.evaluation_flops for row in plan.rows) / plan.flops
     flops = f"{plan.flops:.2e} FLOP in all, {evaluation:.0%} of them in evaluations."
     return [
+        *_branches_in_words(plan),
         f"Memory of a run on each device: about {memory}, beside what the libraries take.",
         f"Disk: a checkpoint of up to {_mebibytes(checkpoint)} for each run begun and not ended; "
         f"{_mebibytes(unfinished)} if that were all.",
         f"{flops} {_hours_in_words(plan, plan.speed)}",
         *(_hours_in_words(plan, speed) for speed in plan.other_speeds),
+    ]
+
+
+def _branches_in_words(plan: Plan) -> list[str]:
+    """Say what branching saves, and what its states take on the disk; nothing of a sweep without branches."""
+    alone = plan.tokens_without_branching
+    if alone is None:
+        return []
+    trunks = [row for row in plan.rows if row.work.kept_states]
+    states = sum(row.runs * row.work.kept_states for row in trunks)
+    size = sum(row.runs * row.work.kept_states * row.work.checkpoint_bytes for row in trunks)
+    number, trunks_in_words = sum(row.runs for row in plan.branches), counted(sum(row.runs for row in trunks), "trunk")
+    return [
+        f"{number:,} branch{'' if number == 1 else 'es'} from {trunks_in_words}: {plan.tokens:,} tokens in all, "
+        f"{plan.tokens / alone:.0%} of the {alone:,} that the branches would take by themselves.",
+        f"Disk: {counted(states, 'state')} that branches start from, {_mebibytes(size)}, until critbatch clean.",
     ]
 
 

@@ -12,9 +12,11 @@ from types import FrameType
 from typing import NoReturn, Self
 
 from harness import STOPPED
+from harness.config import Branch
 from harness.failures import FailureKind, TooLargeError
 from harness.halving import start_smaller
 from harness.record import RunFolder, read_json
+from sweeps.branches import diverge_with_trunk, hold_of, lacking_trunks, trunk_of, waiting
 from sweeps.crashes import CRASHES_ALLOWED, Crashes
 from sweeps.oom_kills import oom_kills
 from sweeps.store import State, claim, is_missing, record_failure, state
@@ -86,6 +88,9 @@ class Worker:
 class Pool:
     """Trains runs with one worker for each of `environments` (variables set in that worker); a context manager.
 
+    A branch is given to a worker once its trunk has kept the state that it starts from, and till then takes no slot;
+    a trunk that nobody trains is trained along with its branches.
+
     Left by Ctrl-C or SIGTERM (a KeyboardInterrupt too), it calls `stopping` and waits until the runs in hand have saved
     their checkpoints; a second Ctrl-C kills. `died` is told the run and the cause when a worker dies and is replaced.
 
@@ -106,6 +111,7 @@ class Pool:
         self._workers: list[Worker] = []
         self._queue: deque[RunFolder] = deque()
         self._elsewhere: list[RunFolder] = []
+        self._waiting: dict[RunFolder, Branch] = {}
         self._crashes = Crashes()
 
     def __enter__(self) -> Self:
@@ -122,16 +128,37 @@ class Pool:
             signal.signal(signal.SIGTERM, self._sigterm_before)
 
     def train(self, runs: Iterable[RunFolder], tick: Callable[[], None]) -> None:
-        """Return when every run has a result or has failed, here or elsewhere; call `tick` about twice a second."""
-        self._queue.extend(run for run in runs if is_missing(run))
+        """Return when every run has a result or has failed, here or elsewhere, or is a branch that cannot start any
+        more; call `tick` about twice a second.
+        """
+        missing = [run for run in runs if is_missing(run)]
+        self._waiting = waiting(missing)
+        self._queue.extend(lacking_trunks(self._waiting, missing))
+        self._queue.extend(run for run in missing if run not in self._waiting)
         checked_at = time.monotonic()
-        while self._queue or self._elsewhere or self._busy():
+        while self._queue or self._elsewhere or self._waiting or self._busy():
+            if not self._queue:
+                self._admit()
             self._give_out()
             self._collect()
             if time.monotonic() - checked_at > _RECHECK_SECONDS:
                 self._look_elsewhere()
                 checked_at = time.monotonic()
             tick()
+
+    def _admit(self) -> None:
+        """Queue the branches that can start now; give up those whose trunk nobody will bring to where they start."""
+        in_hand = {*self._queue, *self._elsewhere, *(worker.run for worker in self._workers)}
+        for run, branch in list(self._waiting.items()):
+            hold = hold_of(run, branch)
+            if hold and (not hold.is_final or trunk_of(run, branch) in in_hand):
+                continue
+            del self._waiting[run]
+            if hold is None:
+                self._queue.append(run)
+            elif hold.has_diverged:
+                with writing(run):
+                    diverge_with_trunk(run, branch)
 
     def _busy(self) -> list[Worker]:
         return [worker for worker in self._workers if worker.run is not None]

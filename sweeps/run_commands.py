@@ -1,6 +1,7 @@
 """The verbs about the runs of a started sweep: status, logs, retry, cancel, clean. Heavy imports stay inside."""
 
 import argparse
+import gc
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,13 +61,14 @@ def _add_status(verbs: Any, results: argparse.ArgumentParser) -> None:
 
 def status(options: argparse.Namespace) -> int:
     """Print where the runs of one sweep stand, or of all in the results folder."""
+    from sweeps.status import as_json
+
     _check(options)
     if options.watch:
         return _watch(options)
+    gc.freeze()  # what was imported stays: no need to look for cycles in it, again and again, while runs are read
     sweeps = _read(options)
     if options.json:
-        from sweeps.status import as_json
-
         print(json.dumps([as_json(sweep, _listed(sweep, options, sweep.runs)) for sweep in sweeps], indent=1))
         return 0
     if not sweeps:
@@ -223,11 +225,16 @@ def _listed(
 
 
 def _remarks(sweep: "SweepStatus") -> list[str]:
-    from sweeps.status import confirmations_in_words, failures, jobs_in_words, stopped
+    from sweeps.clusters.local import died_before
+    from sweeps.status import blocked, failures, jobs_in_words, stopped
 
     asked = [f"Slurm did not answer: {sweep.problem}"] if sweep.problem else []
-    to_come = [confirmations_in_words(sweep.chooser)] if sweep.chooser else []
-    return [*asked, *to_come, *jobs_in_words(sweep.runs), *failures(sweep.runs, sweep.folder), *stopped(sweep.runs)]
+    wrong = [*failures(sweep.runs, sweep.folder), *blocked(sweep.runs), *stopped(sweep.runs)]
+    dead = [
+        f"A job on this machine ended before it began; {sweep.folder / 'jobs' / f'{process}_0_log.err'} says why"
+        for process in died_before(sweep.folder)
+    ]
+    return [*asked, *dead, *sweep.confirmations, *jobs_in_words(sweep.runs), *wrong]
 
 
 def _named(name: str, runs: "tuple[RunStatus, ...]", folder: "SweepFolder") -> "RunStatus":

@@ -5,6 +5,7 @@ in.
 """
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, get_args
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
@@ -81,12 +82,55 @@ class Confirm(Frozen):
     top: Count = 1
 
 
+class BranchedDecay(Frozen):
+    """Every run of the grid is a trunk at a constant rate; each budget is a branch of it.
+
+    A branch is a run of warmup, constant rate and decay (`wsd`) to `final_fraction`, whose last `decay_share` is its
+    own: what comes before is the trunk's.
+    """
+
+    token_budgets: Annotated[tuple[Count, ...], Field(min_length=1, examples=["[65536, 131072, 262144]"])]
+    decay_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    final_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+
+    @model_validator(mode="after")
+    def _check_distinct(self) -> "BranchedDecay":
+        _refuse_repeated("branched_decay.token_budgets", self.token_budgets)
+        return self
+
+
+class BranchedBatch(Frozen):
+    """From each run of the grid, at each of `at_tokens`, a branch for each k of `multiples`: at k times the batch and
+    k^lr_exponent times the learning rate, for `tokens` more.
+
+    Source: arXiv 2505.23971, section 3: exponent 1/2, for Adam.
+    """
+
+    at_tokens: Annotated[tuple[Count, ...], Field(min_length=1, examples=["[65536, 262144]"])]
+    multiples: Annotated[tuple[Count, ...], Field(min_length=1, examples=["[1, 2, 4, 8]"])] = (1, 2, 4, 8)
+    lr_exponent: float = 0.5
+    tokens: Count
+
+    @model_validator(mode="after")
+    def _check_multiples(self) -> "BranchedBatch":
+        _refuse_repeated("branched_batch.at_tokens", self.at_tokens)
+        _refuse_repeated("branched_batch.multiples", self.multiples)
+        if 1 not in self.multiples:
+            raise ValueError(
+                f"multiples {list(self.multiples)} lack 1: the branch at the trunk's own batch is what others are "
+                "compared with"
+            )
+        return self
+
+
 class SweepSpec(Frozen):
     """A sweep: what all its runs share, and the axes along which they differ.
 
     `extends` names the parent in a file, and is empty once that is merged in. `grid` axes are crossed, `zip` axes
     walked together; `optimizers` is an axis by itself. With `where`, a combination is kept when it matches at least one
     entry: when, for every key of that entry, its value on that axis is the one given, or one of the list given.
+    With `branched_decay` or `branched_batch` the runs of the grid are trunks, which go as far as the last branch starts
+    unless `token_budget` says otherwise.
     """
 
     name: str
@@ -103,6 +147,8 @@ class SweepSpec(Frozen):
         Count | dict[Count, Count] | None, Field(examples=["65536, or for each batch {256: 65536, 1024: 131072}"])
     ] = None
     confirm: Confirm | None = None
+    branched_decay: BranchedDecay | None = None
+    branched_batch: BranchedBatch | None = None
     targets_nats: Annotated[tuple[Positive, ...], Field(min_length=1, examples=["[2.2, 2.0]"])]
     baseline: str | None = None
     machine: MachineConfig = MachineConfig()
@@ -157,6 +203,19 @@ class SweepSpec(Frozen):
             raise ValueError(f"{', '.join(both)} is under grid and under zip; keep one of them")
         return self
 
+    @model_validator(mode="after")
+    def _check_stages(self) -> "SweepSpec":
+        if self.confirm and self.has_branches:
+            raise ValueError(
+                "confirm chooses rates by tokens to a loss, which branches do not give; remove confirm, and list the "
+                "rates and seeds of the trunks under optimizers and grid"
+            )
+        return self
+
+    @property
+    def has_branches(self) -> bool:
+        return self.branched_decay is not None or self.branched_batch is not None
+
     @property
     def optimizer_axis(self) -> list[str]:
         """The optimizers that are run: all of the section `optimizers`, unless grid.optimizer picks some."""
@@ -166,3 +225,8 @@ class SweepSpec(Frozen):
     def baseline_name(self) -> str:
         """The optimizer that ratios refer to: `baseline` when that is run, else the first one."""
         return self.baseline if self.baseline in self.optimizer_axis else self.optimizer_axis[0]
+
+
+def _refuse_repeated(name: str, values: Sequence[int]) -> None:
+    if repeated := [value for place, value in enumerate(values) if value in values[:place]]:
+        raise ValueError(f"{name} lists {repeated[0]} twice")

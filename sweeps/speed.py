@@ -48,7 +48,7 @@ class Speed:
         do not wait for each other.
         """
         if step := self.timed.get(work.kind):
-            training = work.steps * (work.accumulation * step.micro_batch + step.optimizer)
+            training = work.micro_batches * step.micro_batch + work.steps * step.optimizer
             return training + work.evaluation_tokens / work.micro_batch_tokens * step.micro_batch / 3
         return work.flops / self.flops_per_second if self.flops_per_second else None
 
@@ -72,12 +72,21 @@ def measured_speeds(
 
 
 def _speed(device: str | None, finished: Sequence[Mapping[str, Any]], timed: Sequence[Mapping[str, Any]]) -> Speed:
-    flops = sum(r["flops_per_token"] * r["tokens_seen"] + r["optimizer_flops_per_step"] * r["step"] for r in finished)
+    flops = sum(map(_own_flops, finished))
     seconds = sum(row["train_seconds"] for row in finished)
     sources = ["steps timed by critbatch time"] if timed else []
     if finished:
         sources.append(f"measured on {counted(len(finished), 'finished run')} of this sweep")
     return Speed(flops / seconds if finished else None, ", else ".join(sources), device, _by_kind(timed))
+
+
+def _own_flops(row: Mapping[str, Any]) -> float:
+    """Return the training FLOPs that a run did itself: of a branch, those after the state that it starts from.
+
+    Assumption: it has as many tokens a step as its trunk; the optimizer's part is small where it has more.
+    """
+    whole = row["flops_per_token"] * row["tokens_seen"] + row["optimizer_flops_per_step"] * row["step"]
+    return float(whole * (1 - (row.get("branch_tokens") or 0) / row["tokens_seen"]))
 
 
 def _by_kind(rows: Iterable[Mapping[str, Any]]) -> dict[Kind, StepSeconds]:

@@ -79,6 +79,8 @@ def queued_state(files: State, queued: QueuedRun, failed_at: str | None = None, 
     assert queued.task is not None
     if queued.task.state == "OUT_OF_MEMORY" and trained_by == queued.task_id:
         return State.FAILED
+    if queued.task.state == "PREEMPTED":  # by a cluster that does not requeue
+        return files
     return _ENDED_AS.get(queued.task.state, State.LOST)
 
 
@@ -100,6 +102,8 @@ def queued_reason(queued: QueuedRun) -> str | None:
         return f"Slurm no longer knows {name}, and there is no result"
     if _ENDED_AS.get(task.state) == State.TIMED_OUT:
         return f"{name} reached its limit of {queued.minutes} minutes"
+    if task.state == "PREEMPTED":
+        return f"{name} was preempted and is not requeued; critbatch submit goes on"
     words = task.state.lower().replace("_", " ")
     return f"{name} ended as {words}, without a result; it says why in jobs/{queued.task_id}_0_log.out"
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.failures import FailureKind
+from sweeps.branches import branch_of, hold_of
+from sweeps.confirmations import partly_chosen
 from sweeps.printing import counted, narrow_table
 from sweeps.run_status import RunStatus, read_run_status
 from sweeps.states import QueuedRun, queued_reason, read_queue
@@ -26,6 +28,8 @@ _STYLES = {
     State.TIMED_OUT: "red",
     State.LOST: "bold red",
     State.CANCELLED: "red",
+    State.WAITING: "blue",
+    State.BLOCKED: "bold red",
     State.STALE: "yellow",
 }
 
@@ -33,7 +37,8 @@ _STYLES = {
 @dataclass(frozen=True)
 class SweepStatus:
     """A sweep and its runs, in the order of its manifest; `problem` is why Slurm did not answer, `chooser` the task
-    that is to choose the confirmations, where they are not listed yet.
+    that is to choose the confirmations, where they are not listed yet; `partly_chosen` says that they were chosen from
+    part of the grid.
     """
 
     name: str
@@ -41,6 +46,12 @@ class SweepStatus:
     runs: tuple[RunStatus, ...]
     problem: str | None = None
     chooser: QueuedRun | None = None
+    partly_chosen: tuple[str, ...] = ()
+
+    @property
+    def confirmations(self) -> list[str]:
+        """What is to be said of the confirmations: that they are not chosen yet, or were before the grid was done."""
+        return [confirmations_in_words(self.chooser)] if self.chooser else list(self.partly_chosen)
 
     @property
     def is_over(self) -> bool:
@@ -68,9 +79,20 @@ def read_status(folder: SweepFolder) -> SweepStatus:
     Raises: ValueError when no sweep is there.
     """
     manifest, queue = folder.read_manifest(), read_queue(folder.path)
-    runs = tuple(read_run_status(folder.run(run.run_id), run, queue) for run in manifest.runs)
+    runs = tuple(_held(read_run_status(folder.run(run.run_id), run, queue), folder) for run in manifest.runs)
     chooser = None if any(run.stage == "confirm" for run in manifest.runs) else queue.chooser
-    return SweepStatus(manifest.name, folder.path, runs, queue.problem, chooser)
+    return SweepStatus(manifest.name, folder.path, runs, queue.problem, chooser, tuple(partly_chosen(folder)))
+
+
+def _held(status: RunStatus, folder: SweepFolder) -> RunStatus:
+    """Say of a branch that nobody has had in hand that it waits for its trunk, or why it never can start."""
+    if status.state not in (State.PLANNED, State.QUEUED):
+        return status
+    run = folder.run(status.run_id)
+    hold = hold_of(run, branch_of(run))
+    if hold is None or (status.state == State.QUEUED and not hold.is_final):
+        return status
+    return replace(status, state=State.BLOCKED if hold.is_final else State.WAITING, reason=hold.words)
 
 
 def sweep_folders(results: Path) -> list[SweepFolder]:
@@ -86,7 +108,7 @@ def as_json(status: SweepStatus, listed: Iterable[RunStatus]) -> dict[str, Any]:
         "folder": str(status.folder),
         "counts": {str(each): counts[each] for each in State},
         "problem": status.problem,
-        "confirmations": confirmations_in_words(status.chooser) if status.chooser else None,
+        "confirmations": " ".join(status.confirmations) or None,
         "runs": [vars(run) for run in listed],
     }
 
@@ -133,7 +155,7 @@ def runs_table(runs: Iterable[RunStatus]) -> "RenderableType":
             f"{run.peak_lr:.4g}",
             f"{run.init_seed}" if run.init_seed == run.data_seed else f"{run.init_seed}.{run.data_seed}",
             _styled(run.state, str(run.state)) + (f"\non {run.node}" if run.job and run.node else ""),
-            f"{run.tokens_seen:,} of {run.realized_tokens:,}",
+            f"{run.tokens_seen:,} of {'–' if run.realized_tokens is None else f'{run.realized_tokens:,}'}",
             "–" if run.loss_nats is None else f"{run.loss_nats:.3f}",
             "–" if run.tokens_per_second is None else f"{run.tokens_per_second:,.0f}",
             "–" if run.seconds_left is None else duration(run.seconds_left),
@@ -166,10 +188,16 @@ def failures(runs: Iterable[RunStatus], folder: Path) -> list[str]:
     ]
 
 
+def blocked(runs: Iterable[RunStatus]) -> list[str]:
+    """Return a line for each reason why branches cannot start, as one for each trunk."""
+    reasons = Counter(run.reason for run in runs if run.state == State.BLOCKED)
+    return [f"{number:,} branch{'' if number == 1 else 'es'} blocked: {reason}" for reason, number in reasons.items()]
+
+
 def stopped(runs: Sequence[RunStatus]) -> list[str]:
     """Return a line for each state in which runs wait for somebody to start them again, with one of the reasons."""
-    states = (State.TIMED_OUT, State.LOST, State.CANCELLED, State.STALE)
-    found = [chosen for each in states if (chosen := [run for run in runs if run.state == each])]
+    states = (State.PLANNED, State.INTERRUPTED, State.TIMED_OUT, State.LOST, State.CANCELLED, State.STALE)
+    found = [chosen for each in states if (chosen := [run for run in runs if run.state == each and run.reason])]
     return [f"{counted(len(each), 'run')} {each[0].state}, as {each[0].run_id}: {each[0].reason}" for each in found]
 
 

@@ -37,10 +37,12 @@ class State(StrEnum):
 
     `state` reads planned, running, interrupted, finished, diverged and failed off a run's files. The others are told
     with the job queue (`sweeps.states`): queued, and requeued to go on from a checkpoint; timed_out and cancelled as
-    Slurm ended the job; lost when its job is gone without a result. `stale` is of another `science_version`.
+    Slurm ended the job; lost when its job is gone without a result. `stale` is of another `science_version`. A branch
+    is waiting until its trunk has come to where it starts, blocked when it never will (`sweeps.branches`).
     """
 
     PLANNED = "planned"
+    WAITING = "waiting"
     QUEUED = "queued"
     RUNNING = "running"
     INTERRUPTED = "interrupted"
@@ -51,6 +53,7 @@ class State(StrEnum):
     TIMED_OUT = "timed_out"
     LOST = "lost"
     CANCELLED = "cancelled"
+    BLOCKED = "blocked"
     STALE = "stale"
 
 
@@ -148,10 +151,10 @@ def add_round(
 
 
 @contextmanager
-def locked(folder: SweepFolder) -> Iterator[None]:
-    """Hold the sweep's own lock: for its two files, and for the report."""
+def locked(folder: SweepFolder, name: str = ".lock") -> Iterator[None]:
+    """Hold a lock of the sweep, by default the one for its two files and for the report."""
     folder.path.mkdir(parents=True, exist_ok=True)
-    with (folder.path / ".lock").open("w") as file:
+    with (folder.path / name).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

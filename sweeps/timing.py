@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from harness.batch_plan import plan_batch
+from harness.batch_plan import plan_run
 from harness.config import MachineConfig, RunConfig
 from harness.record import TIMINGS_JSON, Value, write_json
 from sweeps.store import SweepFolder, is_running
@@ -55,10 +55,8 @@ def kinds(runs: Iterable[RunConfig], machine: MachineConfig) -> list[tuple[RunCo
     """Return a run and a micro-batch for each model, optimizer and micro-batch size of the sweep."""
     found: dict[object, tuple[RunConfig, int]] = {}
     for run in runs:
-        split = plan_batch(
-            run.global_batch_tokens, run.model.sequence_length, machine.devices, machine.max_micro_batch_tokens
-        )
-        found.setdefault((_work(run), split.micro_batch_tokens), (run, split.micro_batch_tokens))
+        plan = plan_run(run.clock, run.model.sequence_length, machine.devices, machine.max_micro_batch_tokens)
+        found.setdefault((_work(run), plan.micro_batch_tokens), (run, plan.micro_batch_tokens))
     return list(found.values())
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from harness.origin import host_name
 from harness.record import RunFolder
+from sweeps.branches import needed_states
 from sweeps.clusters import slurm
 from sweeps.clusters.local import local_processes
 from sweeps.clusters.queue import QueuedJob, queue_lock, queued_jobs
@@ -83,9 +84,14 @@ def stop_processes(folder: SweepFolder, jobs: Iterable[QueuedJob]) -> tuple[set[
 
 
 def leftovers(folder: SweepFolder) -> list[Path]:
-    """Return what runs with a result have left of their training: logs, checkpoints, whole or not."""
-    done = [run for run in _runs(folder) if not is_missing(run)]
-    return [path for run in done for path in (run.log, *run.path.glob(f"*{run.checkpoint.name}*")) if path.exists()]
+    """Return what runs with a result have left of their training: logs, checkpoints, whole or not, and states that
+    branches started from, unless one of these has no result yet.
+    """
+    missing = {run: is_missing(run) for run in _runs(folder)}
+    needed = set(needed_states(run for run, is_to_come in missing.items() if is_to_come))
+    done = [run for run, is_to_come in missing.items() if not is_to_come]
+    found = [path for run in done for path in (run.log, *run.path.glob(f"*{run.checkpoint.name}*")) if path.exists()]
+    return [*found, *(path for run in missing for path in sorted(run.path.glob("*kept-*.ckpt*")) if path not in needed)]
 
 
 def orphans(folder: SweepFolder) -> list[Path]:

@@ -44,8 +44,32 @@ def train(run: RunConfig, machine: MachineConfig, folder: Path) -> str:
         time.sleep(60)
     if action == "slow":
         time.sleep(0.5)
+    if action == "diverge-after-the-first-branch" and run.keep_at_tokens:
+        return _diverge(run, RunFolder(folder))
+    for tokens in () if action == "keep-nothing" else run.keep_at_tokens:
+        RunFolder(folder).kept(tokens).write_text("whole")
+        if action == "wait-for-a-branch":
+            _wait_for_a_branch(folder)
     finish(run, RunFolder(folder))
     return "finished"
+
+
+def _diverge(run: RunConfig, files: RunFolder) -> str:
+    """Keep the first of a trunk's states, and diverge a step later."""
+    first = run.keep_at_tokens[0]
+    files.kept(first).write_text("whole")
+    finish(run, files)
+    how = {"status": "diverged", "stop_reason": "non_finite_loss", "tokens_seen": first + run.global_batch_tokens}
+    write_json(files.run, read_json(files.run) | how)
+    return "diverged"
+
+
+def _wait_for_a_branch(folder: Path) -> None:
+    deadline = time.monotonic() + 20
+    while not any("branched_" in path.read_text() for path in folder.parent.glob("*/run.json")):
+        if time.monotonic() > deadline:
+            raise TimeoutError("no branch ran while its trunk was trained")
+        time.sleep(0.05)
 
 
 def _fail(action: str, run: RunConfig, folder: Path) -> None:

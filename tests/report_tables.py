@@ -6,8 +6,9 @@ from typing import Any
 
 import polars as pl
 
-from analysis.estimate import Estimates
+from analysis.estimate import EstimateOptions, Estimates, estimate
 from analysis.schemas import TABLES, table
+from tests.diagnostic_rows import with_diagnostics
 
 PAIR = {"model": "lab", "baseline": "adamw", "challenger": "muon", "protocol": "constant_ema"}
 OPTIMIZERS = ("adamw", "muon")
@@ -21,7 +22,7 @@ NOTHING: Interval = (None, None, None)
 def complete(estimates: Estimates) -> Estimates:
     """Put tables made by hand in the place of those of the laboratory."""
     made = {
-        "critical_batches": criticals(),
+        "critical_batches": [*criticals(), *branches()],
         "laws": laws(),
         "ratio_decomposition": decomposition(),
         "rate_rules": rules(),
@@ -32,7 +33,17 @@ def complete(estimates: Estimates) -> Estimates:
         "choices": choices(),
         "tuning": tuning(),
     }
-    return replace(estimates, **{name: table(rows, TABLES[name]) for name, rows in made.items()})
+    measured = estimate(with_diagnostics(estimates.records), EstimateOptions(questions=("diagnostics",)))
+    of_diagnostics = {name: getattr(measured, name) for name in ("noise_scales", "sharpness", "sharpness_ratios")}
+    tables = {name: table(rows, TABLES[name]) for name, rows in made.items()}
+    return replace(estimates, records=measured.records, **tables, **of_diagnostics)
+
+
+def with_rivals(estimates: Estimates) -> Estimates:
+    """Give the baseline three challengers, with equal token ratios."""
+    ratios = estimates.token_ratios
+    rivals = [ratios.with_columns(challenger=pl.lit(name)) for name in ("lamb", "lion")]
+    return replace(estimates, token_ratios=pl.concat([ratios, *rivals]))
 
 
 def row(name: str, **values: Any) -> dict[str, Any]:
@@ -81,6 +92,16 @@ def criticals() -> Iterable[Mapping[str, Any]]:
                     **values,
                     **fit,
                 )
+
+
+def branches() -> Iterable[Mapping[str, Any]]:
+    numbers = {65_536: (512.0, 512.0, 1024.0), 262_144: (1024.0, 512.0, 2048.0), 1_048_576: (None, 4096.0, None)}
+    for optimizer in OPTIMIZERS:
+        for at_tokens, interval in numbers.items():
+            words = {} if interval[0] else judged("not_identified", "the loss has not risen by the largest batch tried")
+            names = {"model": "lab", "optimizer": optimizer, "protocol": "constant_ema", "definition": "branched"}
+            values = within("critical_batch_tokens", interval) | words  # type: ignore[operator]
+            yield row("critical_batches", branch_tokens=at_tokens, residuals="", num_batches=4, **names, **values)
 
 
 def decomposition() -> Iterable[Mapping[str, Any]]:

@@ -53,6 +53,13 @@ def test_step_costs_recover_the_planted_seconds() -> None:
         assert not cost.is_timed
 
 
+def test_runs_whose_batch_changed_say_nothing_of_a_step() -> None:
+    made = records(LAB)
+    changed = made.runs.with_columns(step=pl.col("tokens_seen") // 64, train_seconds=pl.col("train_seconds") * 9)
+    changed = changed.with_columns(run_id=pl.col("run_id") + "-changed")
+    assert step_costs(replace(made, runs=pl.concat([made.runs, changed]))) == step_costs(made)
+
+
 def test_step_cost_of_one_batch_is_all_per_token_and_known_on_no_more_devices() -> None:
     for cost in step_costs(records(replace(LAB, batches=(1024,)))).values():
         assert cost.per_step_seconds is None

@@ -9,7 +9,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from harness.batch_plan import BatchPlan, plan_batch
+from harness.batch_clock import BatchClock
+from harness.batch_plan import BatchPlan, RunPlan, plan_batch, plan_run
 from harness.config import RunConfig
 from harness.corpus import Corpus, count_windows, prepare
 from harness.data import MicroBatches, ResumedOrder, TokenStream, validation_batches
@@ -23,13 +24,19 @@ TOKENS = np.arange(1003, dtype=np.uint16)  # every window says where it was take
 
 def stream_of(plan: BatchPlan, steps: int, data_seed: int = 0) -> list[list[int]]:
     """Read a whole run of all devices back in the order of the stream: step by step, device by device."""
-    devices = [MicroBatches(TOKENS, plan, steps, data_seed, device_index=index) for index in range(plan.devices)]
+    devices = [MicroBatches(TOKENS, of_steps(plan, steps), data_seed, index) for index in range(plan.devices)]
     rows = []
     for step in range(steps):
         for batches in devices:
             for micro_batch in range(plan.accumulation):
                 rows += batches[step * plan.accumulation + micro_batch].tolist()
     return rows
+
+
+def of_steps(plan: BatchPlan, steps: int = 1) -> RunPlan:
+    """Return the plan of a run of steps that are all alike."""
+    batch = plan.global_batch_tokens
+    return plan_run(BatchClock(batch, steps * batch), LENGTH, plan.devices, plan.micro_batch_tokens)
 
 
 @pytest.mark.parametrize("global_sequences", [2, 6, 12, 30])
@@ -57,7 +64,8 @@ def test_data_seeds_give_different_orders() -> None:
 
 @pytest.mark.parametrize(("tokens", "windows"), [(9, 1), (16, 1), (17, 2), (1000, 124), (1001, 125), (1003, 125)])
 def test_windows_are_counted_as_they_are_read(tokens: int, windows: int) -> None:
-    batches = MicroBatches(TOKENS[:tokens], plan_batch(windows * LENGTH, LENGTH, 1, windows * LENGTH), 1, data_seed=0)
+    plan = of_steps(plan_batch(windows * LENGTH, LENGTH, 1, windows * LENGTH))
+    batches = MicroBatches(TOKENS[:tokens], plan, data_seed=0)
     assert count_windows(tokens, LENGTH) == windows
     assert sorted(batches[0][:, 0].tolist()) == [LENGTH * window for window in range(windows)]
 
@@ -66,7 +74,7 @@ def test_windows_are_counted_as_they_are_read(tokens: int, windows: int) -> None
 def test_micro_batches_are_whole_numbers_of_64_bits_from_any_shard(dtype: str, tmp_path: Path) -> None:
     np.full(100, 200, dtype).tofile(tmp_path / "train.bin")
     tokens = np.memmap(tmp_path / "train.bin", np.dtype(dtype), mode="r")
-    batch = MicroBatches(tokens, plan_batch(3 * LENGTH, LENGTH, 1, 3 * LENGTH), 1, data_seed=0)[0]
+    batch = MicroBatches(tokens, of_steps(plan_batch(3 * LENGTH, LENGTH, 1, 3 * LENGTH)), data_seed=0)[0]
     assert (batch.dtype, batch.shape, batch.unique().tolist()) == (torch.int64, (3, LENGTH + 1), [200])
 
 
@@ -125,12 +133,12 @@ def fit(stream: TokenStream, callback: Callback, ckpt_path: Path | None = None) 
 def test_a_resumed_run_reads_on_where_it_stopped(text: Path, cache: Path, tmp_path: Path) -> None:
     run = tiny_run(text, cache, token_budget=512 * 6, schedule={"warmup_tokens": 0})
     corpus = prepare(run.corpus, cache)
-    stream = TokenStream(corpus, run, plan_batch(512, 32, devices=1, max_micro_batch_tokens=256))
+    stream = TokenStream(corpus, run, plan_run(run.clock, 32, devices=1, max_micro_batch_tokens=256))
     whole = fit(stream, SaveAt(4, tmp_path / "checkpoint.ckpt"))
     resumed = fit(stream, Callback(), tmp_path / "checkpoint.ckpt")
     assert (len(whole), len(resumed)) == (12, 4)
     assert torch.equal(torch.cat(whole[8:]), torch.cat(resumed))
-    assert torch.equal(whole[0], MicroBatches(open_shard(corpus.folder, "train"), stream._plan, 6, 0)[0])
+    assert torch.equal(whole[0], MicroBatches(open_shard(corpus.folder, "train"), stream._plan, 0)[0])
 
 
 @pytest.fixture

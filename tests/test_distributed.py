@@ -16,7 +16,7 @@ import pytest
 from harness import STOPPED
 from harness.config import MachineConfig, RunConfig
 from harness.processes import check_processes, num_nodes
-from harness.record import RunFolder, read_json
+from harness.record import RunFolder, read_json, write_json
 from sweeps import distributed
 from sweeps.clusters import ranks
 from sweeps.store import State, record_failure, state
@@ -209,6 +209,34 @@ def test_run_goes_on_from_its_checkpoint_when_a_process_is_killed_once(
     assert science_rows(files.path) == whole
 
 
+#: While the second process sends what it keeps of a matrix for a checkpoint, the first time that it does.
+_WHILE_IT_SAVES = """
+            from harness.optimizers.sharing import Sharing
+            send, times = Sharing._sent, []
+            def sent(*arguments):
+                times.append(0)
+                if len(times) == 5 and not os.path.exists({once!r}):
+                    open({once!r}, "w").close()
+                    os.kill(os.getpid(), {number})
+                return send(*arguments)
+            Sharing._sent = sent
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "outcome"), [(signal.SIGTERM, State.INTERRUPTED), (signal.SIGKILL, State.FINISHED)])
+def test_signal_in_the_middle_of_a_save_loses_nothing(
+    run: RunConfig, tmp_path: Path, whole: list[dict[str, Any]], second_process: Behave, number: int, outcome: State
+) -> None:
+    """Told to stop, the processes finish that checkpoint and stop after the next step; killed, they start again."""
+    second_process(_WHILE_IT_SAVES.format(once=str(tmp_path / "once"), number=int(number)))
+    files = folder_of(tmp_path / "run", run, OFTEN)
+    assert attempt(files, TRAIN) == outcome, files.log.read_text()
+    assert (tmp_path / "once").exists()
+    assert attempt(files, TRAIN) == State.FINISHED
+    assert science_rows(files.path) == whole
+
+
 @pytest.mark.slow
 def test_run_fails_when_a_process_is_killed_again_and_again_without_progress(
     run: RunConfig, tmp_path: Path, second_process: Behave
@@ -220,7 +248,8 @@ def test_run_fails_when_a_process_is_killed_again_and_again_without_progress(
     assert attempt(files, TRAIN) == State.FAILED
     assert time.monotonic() - began < 90
     assert deaths.read_text() == "xx"
-    assert read_json(files.failure)["reason"] == "one of 2 processes was killed by SIGKILL"
+    reason = "one of 2 processes was killed by SIGKILL (out of memory? nobody says so)"
+    assert read_json(files.failure)["reason"] == reason
 
 
 @pytest.mark.parametrize(
@@ -282,6 +311,49 @@ def test_process_that_the_kernel_kills_for_want_of_memory_starts_all_anew_with_h
     assert (row["micro_batch_tokens"], row["micro_batch_halvings"]) == (32, 1)
     assert row["tokens_seen"] == run.realized_tokens
     assert "starting anew with 32 and an accumulation of 6" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        (
+            "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0. Some of the step tasks have been OOM Killed.",
+            71,
+        ),
+        ("srun: error: n2: task 1: Out Of Memory", 71),
+        ("srun: error: n2: task 1: Killed", 137),
+        ("RuntimeError: srun: error: n2: task 1: Out Of Memory", 137),
+    ],
+)
+def test_step_that_slurm_saw_run_out_of_memory_says_so_to_whoever_started_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, status: int
+) -> None:
+    log = RunFolder(tmp_path).log
+    log.write_text("srun: error: n1: task 0: Out Of Memory\n")  # of an earlier attempt
+    command = ["sh", "-c", f"echo '{said}' >> {log}; exit 137"]
+    monkeypatch.setattr(ranks, "_srun", lambda _: command)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
+    try:
+        assert ranks.start("2", str(tmp_path)) == status
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_memory_that_ran_out_in_a_step_of_slurm_halves_the_micro_batch_once_the_run_has_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    files, statuses = RunFolder(tmp_path), [distributed.OUT_OF_MEMORY, STOPPED]
+    row = {"global_batch_tokens": 256, "sequence_length": 64, "num_devices": 2, "micro_batch_tokens": 128}
+    if begun:
+        write_json(files.run, row | {"micro_batch_halvings": 0})
+    monkeypatch.setattr(distributed, "_train_once", lambda *_: statuses.pop(0))
+    assert distributed.train_distributed(files, 2, 0) == (State.INTERRUPTED if begun else State.FAILED)
+    if begun:
+        assert (read_json(files.run)["micro_batch_tokens"], read_json(files.run)["micro_batch_halvings"]) == (64, 1)
+    else:
+        assert read_json(files.failure)["kind"] == "out_of_memory"
 
 
 def test_processes_that_do_not_follow_the_first_one_are_killed(monkeypatch: pytest.MonkeyPatch) -> None:

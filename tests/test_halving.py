@@ -135,7 +135,7 @@ def test_an_error_of_the_code_is_not_tried_again(
 
 @pytest.mark.parametrize(("micro_batch", "smaller"), [(12, 6), (6, 3), (4, 2), (3, 1), (2, 1)])
 def test_half_a_micro_batch_divides_the_batch_over_the_devices_exactly(micro_batch: int, smaller: int) -> None:
-    plan = halved_plan(row_of(micro_batch * 32))
+    plan = halved_plan(row_of(micro_batch * 32)).final
     assert (plan.micro_batch_sequences, plan.accumulation) == (smaller, 12 // smaller)
     assert plan == plan_batch(24 * 32, 32, 2, smaller * 32)
 

@@ -14,7 +14,8 @@ import pytest
 
 from harness import STOPPED
 from harness.record import RunFolder, read_json, read_rows
-from sweeps.clusters.job import Job, requeue
+from sweeps.clusters.job import Job, Signals, notice_seconds, requeue
+from sweeps.clusters.stops import read_stop
 from sweeps.store import SweepFolder, is_missing, read_run, record_failure
 from tests.slurm_stand_in import StandIn
 from tests.stepping import curve
@@ -46,9 +47,19 @@ def start(tmp_path: Path, folder: SweepFolder) -> Iterator[Start]:
     """Start a job of all runs; it waits `patience` seconds to be ended after a bare SIGTERM."""
     processes: list[subprocess.Popen[str]] = []
 
-    def started_job(patience: float = 60.0, max_requeues: int = 5, **environment: str) -> subprocess.Popen[str]:
+    def started_job(
+        patience: float = 60.0,
+        max_requeues: int = 5,
+        train: str = "tests.stepping:train",
+        threads: int = 1,
+        notice_seconds: float = 3600.0,
+        **environment: str,
+    ) -> subprocess.Popen[str]:
         run_ids = tuple(run.run_id for run in folder.read_manifest().runs)
-        job = Job(str(folder.path), run_ids, max_requeues=max_requeues, train="tests.stepping:train")
+        job = Job(
+            str(folder.path), run_ids, threads=threads, max_requeues=max_requeues, notice_seconds=notice_seconds,
+            train=train,
+        )  # fmt: skip
         (tmp_path / "job.pkl").write_bytes(pickle.dumps(job))
         (tmp_path / "start.py").write_text(CODE)
         slurm = {"SLURM_JOB_ID": "77", "PYTHONPATH": str(ROOT), "STEP_SECONDS": "0.05"}
@@ -143,8 +154,56 @@ def test_job_that_was_restarted_too_often_ends_with_advice(
     process.send_signal(signal.SIGUSR2)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "stopped by Slurm after 3 restarts, no more are allowed" in output
+    assert "job 77 was stopped by Slurm after 3 restarts and is not requeued (max_requeues 3" in output
     assert stand_in.calls("scontrol") == []
+    stop = read_stop(folder.path, "77")
+    assert stop is not None
+    assert (stop.is_time_limit, stop.reason in output) == (False, True)
+    output, _ = (process := start(SLURM_RESTART_COUNT="4", STEP_SECONDS="0")).communicate(timeout=60)
+    assert process.returncode == 0, output  # somebody has requeued it by hand
+    assert read_stop(folder.path, "77") is None
+
+
+def test_job_that_is_not_requeued_at_its_time_limit_says_so(folder: SweepFolder, start: Start) -> None:
+    process = start(max_requeues=0, notice_seconds=0.5)
+    wait_for_steps(folder)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGUSR2)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, output
+    stop = read_stop(folder.path, "77")
+    assert stop is not None
+    assert stop.is_time_limit
+    assert stop.reason.startswith("job 77 reached its time limit and is not requeued (max_requeues 0")
+
+
+@pytest.mark.parametrize(("minutes", "signal_seconds", "notice"), [(60, 120, 3390.0), (2, 60, 0.0)])
+def test_notice_of_the_time_limit_may_come_early(minutes: int, signal_seconds: int, notice: float) -> None:
+    assert notice_seconds(minutes, signal_seconds) == notice
+
+
+@pytest.mark.usefixtures("restored_sigterm")
+def test_handlers_of_signals_only_take_note(capfd: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGUSR2)
+    try:
+        signals = Signals()
+        for number in (signal.SIGUSR2, signal.SIGTERM):
+            signal.raise_signal(number)
+        assert capfd.readouterr() == ("", "")
+        assert signals.in_words == "SIGTERM and SIGUSR2"
+        with pytest.raises(KeyboardInterrupt):
+            signals.raise_if_any()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
+def test_threads_are_those_of_the_job_whatever_has_become_of_the_sweep(folder: SweepFolder, start: Start) -> None:
+    started(folder.path, machine={"accelerator": "cpu", "threads": 5})
+    process = start(train="tests.fake_training:train", threads=3)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    told = {line.split()[-1] for run in runs(folder) for line in (run.path / "attempts.txt").read_text().splitlines()}
+    assert told == {"3"}
 
 
 def test_requeued_job_does_not_repeat_a_run_that_failed_in_it(folder: SweepFolder, start: Start) -> None:
@@ -161,6 +220,18 @@ def test_requeued_job_does_not_repeat_a_run_that_failed_in_it(folder: SweepFolde
     assert [read_json(run.failure)["failed_at"] for run in failed] == before
     output, _ = (process := start(SLURM_JOB_ID="78", STEP_SECONDS="0")).communicate(timeout=60)
     assert process.returncode == 0, output
+    assert not any(map(is_missing, runs(folder)))
+
+
+def test_requeued_job_takes_up_a_run_whose_processes_had_lost_each_other(
+    folder: SweepFolder, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node died with the job's own process: a process on another node said so, then Slurm requeued the job."""
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    for run in runs(folder):
+        record_failure(run, "RuntimeError: Read error [127.0.0.1]:1967: Connection reset by peer")
+    output, _ = (process := start(STEP_SECONDS="0", SLURM_RESTART_COUNT="1")).communicate(timeout=60)
+    assert (process.returncode, output) == (0, "4 runs trained\n")
     assert not any(map(is_missing, runs(folder)))
 
 

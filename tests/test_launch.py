@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from harness.record import RunFolder, read_json, write_json
-from sweeps import launch
+from sweeps import confirmations, launch
 from sweeps.display import shown
 from sweeps.launch import default_slots, run_folder
 from sweeps.plan import prepare_runs
@@ -316,7 +316,7 @@ def test_confirmations_are_the_best_rates_on_fresh_seeds(tmp_path: Path, monkeyp
     grid = [read_run(folder.run(run.run_id)) for run in folder.read_manifest().runs]
     rates = {256: 0.02, 1024: 0.01}
     best = {run.run_id for run in grid if run.optimizer.peak_lr == rates[run.global_batch_tokens]}
-    monkeypatch.setattr(launch, "_runs_at_best_rates", lambda _folder, _top: best)
+    monkeypatch.setattr(confirmations, "_runs_at_best_rates", lambda _folder, _top: best)
     run_folder(folder, slots=2, train=TRAIN)
     confirmed = [run for run in folder.read_manifest().runs if run.stage == "confirm"]
     configs = [read_run(folder.run(run.run_id)) for run in confirmed]

@@ -85,10 +85,10 @@ def test_checkpoint_takes_what_is_said(
 
 def test_memory_counts_every_copy_of_the_weights(text: Path, cache: Path) -> None:
     run = tiny_run(text, cache, optimizer={"name": "adamw", "peak_lr": 0.01})
-    memory = device_memory(run, 128)
+    memory = device_memory(run, 128, 1)
     weights = FLOAT32 * sum(weight.numel() for weight in LanguageModel(run).network.parameters())
     assert (memory.parameters, memory.gradients, memory.optimizer_state, memory.copies) == (
         weights, weights, 2 * weights, 2 * weights,
     )  # fmt: skip
     assert memory.total == 6 * weights + 128 * activation_bytes_per_token(run.model, "fp32")
-    assert device_memory(run, 256).activations == 2 * memory.activations
+    assert device_memory(run, 256, 1).activations == 2 * memory.activations

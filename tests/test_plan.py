@@ -257,6 +257,7 @@ def test_preset_budgets_are_those_that_are_promised() -> None:
 
 #: The presets: runs with confirmations, and batches.
 PRESETS: dict[str, tuple[int, set[int]]] = {
+    "branched-small": (174, {512, 1024, 1536, 2048, 3072, 4096, 6144, 8192}),
     "control-auxiliary": (36 + 36, {256, 1024, 4096, 16384}),
     "control-clipping": (48 + 48, {256, 1024, 4096, 16384}),
     "control-momentum": (24 + 24, {256, 1024, 4096, 16384}),
@@ -265,6 +266,7 @@ PRESETS: dict[str, tuple[int, set[int]]] = {
     "optimizers-124m": (117 + 117, {262144, 1048576, 4194304}),
     "optimizers-small": (156 + 156, {256, 1024, 4096, 16384}),
     "quickstart": (48 + 16, {256, 1024, 4096, 16384}),
+    "separate-small": (15, {512}),
     "smoke": (16, {256, 1024, 4096, 16384}),
     "telescope-small": (4 * 7 * 7, {1024}),
     "warmup-sensitivity": (64, {256, 1024, 4096, 16384}),

@@ -16,12 +16,13 @@ from analysis.estimate import Estimates, estimate, headline_target
 from analysis.page import captions, figure_style, plots
 from analysis.page import marks as look
 from analysis.page.plots import FIGURES
-from tests.report_tables import complete
+from harness.optimizers.config import OPTIMIZERS
+from tests.report_tables import complete, with_rivals
 from tests.synthetic import Laboratory, Planted, plan, records
 
 LAB = Laboratory()
 #: Their lines have names, not a scale.
-FORESTS = ("critical_batches", "ratio_decomposition")
+FORESTS = ("standings", "critical_batches", "ratio_decomposition")
 FIVE = {
     name: Planted(t_min, 2_000.0)
     for name, t_min in zip(("adamw", "muon", "soap", "scion", "lion"), (18e4, 12e4, 13e4, 12.5e4, 2e5), strict=True)
@@ -35,8 +36,7 @@ def pair() -> Estimates:
 
 @pytest.fixture(scope="module")
 def whole(pair: Estimates) -> Estimates:
-    """Every table has rows."""
-    return complete(pair)
+    return with_rivals(complete(pair))
 
 
 @pytest.fixture(scope="module")
@@ -385,11 +385,36 @@ def is_tag(artist):
     return isinstance(artist, Text) and artist.get_text().startswith("Biased")
 
 
-def test_twelve_optimizers_differ_in_colour_and_in_marker():
-    names = [f"rival {place}" for place in range(10)]
-    twelve = figure_style.OptimizerStyle(["adamw", "muon", *names])
-    assert len({to_hex(twelve.colour(name)) for name in twelve.names}) == 12
-    assert len({twelve.marker(name) for name in twelve.names}) == 12
+def test_all_optimizers_differ_in_colour_and_in_marker():
+    everyone = figure_style.OptimizerStyle(list(OPTIMIZERS))
+    assert len({to_hex(everyone.colour(name)) for name in everyone.names}) == len(OPTIMIZERS)
+    assert len({everyone.marker(name) for name in everyone.names}) == len(OPTIMIZERS)
+
+
+def test_standings_are_ordered_by_the_largest_batch_and_black_where_holm_resolves_them():
+    noisy = {
+        "lamb": Planted(100_000.0, 1_000.0),
+        "lion": Planted(178_000.0, 2_000.0),
+        "muon": Planted(90_000.0, 4_000.0),
+    }
+    estimates = estimate(records(Laboratory(optimizers={"adamw": Planted(180_000.0, 2_000.0), **noisy})))
+    figure = FIGURES["standings"](estimates)
+    assert isinstance(figure, Figure)
+    labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    largest = estimates.token_ratios.filter(global_batch_tokens=16384, target_loss_nats=2.0)
+    assert labels == [fmt.optimizer_name(name) for name in largest.sort("token_ratio", descending=True)["challenger"]]
+    resolved = {name for name, p in largest.select("challenger", "p_value_holm").rows() if p < 0.1}
+    assert "muon" in resolved
+    assert "lion" not in resolved
+    marks = [line for line in figure.axes[-1].lines if line.get_marker() == "o"]
+    black = {
+        labels[-round(float(np.ravel(line.get_ydata())[0]))] for line in marks if line.get_color() == figure_style.INK
+    }
+    assert black == {fmt.optimizer_name(name) for name in resolved}
+
+
+def test_standings_of_few_optimizers_are_words(pair: Estimates):
+    assert "fewer than three" in str(FIGURES["standings"](pair))
 
 
 def test_many_optimizers_are_drawn_without_bands_and_critical_batches():

@@ -12,7 +12,7 @@ from analysis.page.drawn import inline_svg
 from analysis.page.html_table import html_table
 from analysis.page.report import write_report
 from analysis.schemas import RUNS, TABLES, polars_schema
-from tests.report_tables import complete, with_columns
+from tests.report_tables import complete, with_columns, with_rivals
 from tests.synthetic import Laboratory, plan, records
 
 LAB = Laboratory(targets=(2.2, 2.1, 2.0))
@@ -24,7 +24,7 @@ RUN_TYPES = polars_schema(RUNS)
 
 @pytest.fixture(scope="module")
 def estimates():
-    return complete(estimate(records(LAB), reference=records(replace(LAB, draw=1))))
+    return with_rivals(complete(estimate(records(LAB), reference=records(replace(LAB, draw=1)))))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def no_figures(monkeypatch):
 def test_report_writes_a_page_all_figures_and_all_tables(folder):
     assert {path.stem for path in (folder / "figures").glob("*.svg")} == set(plots.FIGURES)
     assert {path.stem for path in (folder / "figures").glob("*.png")} == set(plots.FIGURES)
-    assert {path.stem for path in (folder / "tables").glob("*.csv")} == {*TABLES, "runs", "evaluations"}
+    assert {path.stem for path in (folder / "tables").glob("*.csv")} == {*TABLES, "runs", "evaluations", "diagnostics"}
     assert not list(folder.rglob(".*"))
 
 
@@ -254,7 +254,8 @@ def test_page_of_finals_compares_losses_and_says_that_no_tokens_can_be_told(esti
     nulls = [name for name in RUNS if name not in KEYS]
     runs = estimates.records.runs.with_columns(pl.lit(None, RUN_TYPES[name]).alias(name) for name in nulls)
     manifest = estimates.records.manifest.model_copy(update={"targets_nats": ()})
-    bare = replace(estimates.records, manifest=manifest, runs=runs, evaluations=estimates.records.evaluations.clear())
+    curves, measured = estimates.records.evaluations.clear(), estimates.records.diagnostics.clear()
+    bare = replace(estimates.records, manifest=manifest, runs=runs, evaluations=curves, diagnostics=measured)
     page = write_report(replace(estimates, records=bare, **empty), tmp_path).read_text()
     assert "No tokens to a target loss can be told from what the runs recorded." in page
     assert "Muon&#39;s loss is lower than AdamW&#39;s" in page

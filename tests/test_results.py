@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from analysis import format as fmt
 from analysis.estimate import estimate
 from analysis.inputs.load import read
 from analysis.page.report import frames
@@ -77,6 +78,64 @@ def test_log_quotes_what_telescoping_found() -> None:
         assert f"{value} [{low}, {high}]" in LOG
     assert rate["alpha_log2_low"] < 0 < rate["alpha_log2_high"]
     assert multiplier["alpha_log2_high"] < 0
+
+
+@pytest.mark.parametrize("sweep", ["branched-small", "separate-small"])
+def test_tables_of_branches_are_what_the_code_makes_of_their_records(sweep: str) -> None:
+    """To refresh them: `critbatch report results/reference/<sweep>`; only some of its files are kept."""
+    folder = RESULTS / "reference" / sweep
+    made = frames(estimate(read([folder])))
+    for path in sorted((folder / "tables").glob("*.csv")):
+        assert_frame_equal(
+            pl.read_csv(path, schema=made[path.stem].schema), made[path.stem], rel_tol=1e-4, abs_tol=1e-9
+        )
+
+
+def test_branches_of_a_trunk_end_where_separate_runs_do_within_seed_noise() -> None:
+    ends = [pl.col(f"final_loss_nats{end}") for end in ("", "_low", "_high")]
+    branches, alone = (
+        pl.read_csv(RESULTS / "reference" / sweep / "tables" / "final_losses.csv")
+        .filter(pl.col("protocol") == protocol)
+        .select("token_budget", *ends)
+        for sweep, protocol in (("branched-small", "branched_decay"), ("separate-small", "decayed"))
+    )
+    both = alone.join(branches, on="token_budget", suffix="_branch").sort("token_budget")
+    half_widths = [
+        pl.col(f"final_loss_nats_high{which}") - pl.col(f"final_loss_nats{which}") for which in ("", "_branch")
+    ]
+    difference = both["final_loss_nats_branch"] - both["final_loss_nats"]
+    known_to = both.select((half_widths[0] ** 2 + half_widths[1] ** 2).sqrt()).to_series()
+    assert both.height == 5
+    assert (difference.abs() < known_to).all()
+    said = [f"{value:+.3f}".replace("0.", ".").replace("-", "−") for value in difference]
+    assert f"{', '.join(said[:-1])} and {said[-1]} nats" in LOG
+
+
+def test_costs_of_a_branch_are_those_of_the_tokens_that_it_took_itself() -> None:
+    found = estimate(read([RESULTS / "reference" / "branched-small"]))
+    cells = found.cells.filter(pl.col("protocol") == "branched_decay").drop_nulls("tokens_to_target")
+    per_token = found.records.runs.select(
+        pl.col("flops_per_token") + pl.col("optimizer_flops_per_step") / pl.col("global_batch_tokens").min()
+    )
+    assert cells.height == 2
+    for share in cells["flops_to_target"] / cells["tokens_to_target"]:
+        assert share == pytest.approx(per_token.item(0, 0), rel=1e-6)
+
+
+def test_readme_and_log_quote_what_branching_saves() -> None:
+    runs = pl.read_parquet(RESULTS / "reference" / "branched-small" / "runs.parquet")
+    decays, trunks = runs.filter(pl.col("protocol") == "branched_decay"), runs.filter(pl.col("parent_run_id").is_null())
+    spent = trunks["tokens_seen"].sum() + (decays["tokens_seen"] - decays["branch_tokens"]).sum()
+    share = f"{spent / decays['tokens_seen'].sum():.0%}".replace("%", " %")
+    assert f"nine budgets for {share} of the tokens" in README
+    assert f"a share of {share}" in LOG
+
+
+def test_log_quotes_the_critical_batch_over_training() -> None:
+    table = pl.read_csv(RESULTS / "reference" / "branched-small" / "tables" / "critical_batches.csv")
+    rows = table.filter(pl.col("definition") == "branched").sort("branch_tokens").rows(named=True)
+    shown = [fmt.estimate(row, "critical_batch_tokens", fmt.decimal_tokens) for row in rows]
+    assert f"| {' | '.join(shown)} |" in LOG
 
 
 def at_hardest(name: str, **values: str) -> list[dict[str, Any]]:

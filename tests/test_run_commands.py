@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -19,7 +20,17 @@ from sweeps.clusters.local import announce, local_processes
 from sweeps.clusters.queue import QueuedJob, queue_lock, queued_jobs, remember
 from sweeps.launch import submit_local
 from sweeps.states import read_queue
-from sweeps.store import State, SweepFolder, claim, is_running, read_run, record_failure, state, write_sweep
+from sweeps.store import (
+    State,
+    SweepFolder,
+    add_confirmations,
+    claim,
+    is_running,
+    read_run,
+    record_failure,
+    state,
+    write_sweep,
+)
 from sweeps.upkeep import forget_failures
 from tests.fake_training import finish
 from tests.slurm_stand_in import StandIn
@@ -87,7 +98,7 @@ def test_status_filters_by_state_and_optimizer(folder: SweepFolder, capsys: pyte
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--state", "fine"], "--state fine: no such state; there are planned, queued, running"),
+        (["--state", "fine"], "--state fine: no such state; there are planned, waiting, queued"),
         (["--optimizer", "sgd"], "--optimizer sgd: there are adamw, muon"),
         (["--watch", "--json"], "--watch draws tables"),
     ],
@@ -285,6 +296,22 @@ def test_job_of_this_machine_that_was_killed_is_not_waited_for(
     assert not place.exists()
 
 
+def test_job_of_this_machine_that_died_before_it_began_is_not_waited_for_and_its_log_is_named(
+    folder: SweepFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(_ROOT))
+    with queue_lock(folder.path):  # the job does not begin meanwhile
+        [job] = submit_local(folder, 1, train="tests.fake_training:train")
+        assert set(listed(capsys, str(folder.path)).values()) == {State.QUEUED}
+        os.kill(int(job.job_id), signal.SIGKILL)
+        _until(lambda: set(listed(capsys, str(folder.path)).values()) == {State.PLANNED})
+    assert main(["status", str(folder.path)]) == 0
+    log = folder.path / "jobs" / f"{job.job_id}_0_log.err"
+    assert f"A job on this machine ended before it began; {log} says why" in capsys.readouterr().out
+    assert main(["cancel", str(folder.path)]) == 0
+    assert list((folder.path / "queue").glob("local-*")) == []
+
+
 def test_cancel_ends_the_live_jobs_of_slurm_only(
     folder: SweepFolder, stand_in: StandIn, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -368,6 +395,37 @@ def test_clean_forgets_jobs_that_are_over_and_leaves_what_is_in_flight_or_says_w
         finish(read_run(run), run)
     assert main(["clean", str(folder.path)]) == 0
     assert sorted(path.name[:2] for path in (folder.path / "jobs").iterdir()) == ["11", "11", "9_", "9_"]
+
+
+def test_clean_forgets_a_job_that_slurm_does_not_know_only_once_its_runs_have_results(
+    folder: SweepFolder, stand_in: StandIn
+) -> None:
+    del stand_in  # which knows nothing
+    finished, missing, *_ = runs_of(folder)
+    finish(read_run(finished), finished)
+    submitted(folder, finished, job_id="7")
+    submitted(folder, finished, missing, job_id="8")
+    jobs_files(folder, "7", "8")
+    assert main(["clean", str(folder.path)]) == 0
+    assert [job.job_id for job in queued_jobs(folder.path)] == ["8"]
+    assert {path.name[0] for path in (folder.path / "jobs").iterdir()} == {"8"}
+
+
+@pytest.mark.parametrize("slurm", ["", "9|FAILED|n1|0||\n"])
+def test_clean_keeps_the_job_that_was_to_choose_confirmations_until_they_are_chosen(
+    folder: SweepFolder, stand_in: StandIn, slurm: str
+) -> None:
+    for run in runs_of(folder):
+        finish(read_run(run), run)
+    stand_in.says("squeue", slurm)
+    submitted(folder, job_id="9")
+    remember(queued_jobs(folder.path)[0].model_copy(update={"stage": "confirm"}), folder.path)
+    assert main(["clean", str(folder.path)]) == 0
+    assert [job.job_id for job in queued_jobs(folder.path)] == ["9"]
+    confirmed = [read_run(run).model_copy(update={"init_seed": 5}) for run in runs_of(folder)]
+    add_confirmations(folder.read_spec(), confirmed, folder)
+    assert main(["clean", str(folder.path)]) == 0
+    assert queued_jobs(folder.path) == []
 
 
 def test_clean_keeps_what_jobs_left_when_slurm_does_not_answer(

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from harness.batch_clock import BatchClock
 from harness.config import AveragingConfig, EvaluationConfig, RunConfig
 from harness.schedule import averaging_weight, evaluation_marks, learning_rate_factor, power_exponent
 
@@ -65,7 +66,7 @@ def test_power_ema_has_the_relative_width_it_is_named_by(sigma: float) -> None:
     """The weights that 4,000 steps get in the average have standard deviation σ · t. Source: arXiv 2312.02696."""
     steps = 4000
     averaging = AveragingConfig(kind="power_ema", sigma=sigma)
-    keep = np.array([averaging_weight(step, averaging, 1) for step in range(1, steps + 1)])
+    keep = np.array([averaging_weight(step, averaging, BatchClock(1, steps)) for step in range(1, steps + 1)])
     later = np.append(np.cumprod(keep[::-1])[::-1][1:], 1.0)
     share = (1.0 - keep) * later
     position = np.arange(1, steps + 1) / steps
@@ -82,21 +83,21 @@ def test_power_exponent_of_edm2_is_reproduced() -> None:
 
 def test_ema_half_life_is_in_tokens() -> None:
     averaging = AveragingConfig.parse({"kind": "ema", "decay": {"half_life_tokens": 1000}}, "test")
-    assert averaging_weight(10_000, averaging, 1000) == pytest.approx(0.5)
-    assert averaging_weight(10_000, averaging, 500) ** 2 == pytest.approx(0.5)
+    assert averaging_weight(10_000, averaging, BatchClock(1000, 1000)) == pytest.approx(0.5)
+    assert averaging_weight(10_000, averaging, BatchClock(500, 500)) ** 2 == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("kind", ["ema", "power_ema"])
 def test_averaging_starts_from_the_first_weights_not_from_the_initial_ones(kind: str) -> None:
     averaging = AveragingConfig.parse({"kind": kind}, "test")
-    assert averaging_weight(1, averaging, 64) == 0.0
-    assert averaging_weight(2, averaging, 64) <= 0.5
+    assert averaging_weight(1, averaging, BatchClock(64, 640)) == 0.0
+    assert averaging_weight(2, averaging, BatchClock(64, 640)) <= 0.5
 
 
 def test_evaluation_marks_are_the_same_tokens_for_every_batch() -> None:
     evaluation = EvaluationConfig(first_mark_tokens=1000, marks_per_doubling=2)
     marks_tokens = {
-        batch: [step * batch for step in evaluation_marks(evaluation, batch, 8000 // batch)] for batch in (10, 500)
+        batch: [step * batch for step in evaluation_marks(evaluation, BatchClock(batch, 8000))] for batch in (10, 500)
     }
     assert marks_tokens[10] == [0, 1000, 1420, 2000, 2830, 4000, 5660, 8000]
     assert marks_tokens[500] == [0, 1000, 1500, 2000, 3000, 4000, 6000, 8000]

@@ -1,81 +1,114 @@
-"""Jobs of a real Slurm under random signals, requeues, cancellations and kills: every run finishes once."""
+"""Jobs of a real Slurm that train, under random signals, kills, requeues and cancellations: every run finishes once."""
 
-import random
+import os
+import signal
 import time
-from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from harness.record import read_json
 from sweeps.clusters.submission import submit
-from sweeps.store import is_claimed
+from sweeps.store import SweepFolder, is_claimed
+from tests.chaos import Strikes, all_done, assert_each_equals_its_twin, resumes, runs_of, start, wait_for_progress
 from tests.slurm_cluster import SlurmCluster, SlurmError, wait_until
-from tests.slurm_sweeps import (
-    assert_undisturbed,
-    done,
-    kill_process_of,
-    resumes,
-    runs,
-    slowly,
-    submission,
-    wait_for_end,
-)
-from tests.sweep_examples import started
+from tests.slurm_sweeps import REAL, process_of, submission, wait_for_end
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
-STRIKES = ("USR2", "requeue", "cancel", "KILL job", "KILL worker")
+CHAOS_SECONDS = 200.0
+TOKEN_BUDGET = 163_840  # about ten seconds of work for each run
+
+#: Four jobs at a time, on two cores: while one comes back, others train.
+PROFILE = {"cpus_per_device": 2, "sbatch": {"nodelist": "n1"}, "max_requeues": 99}
+
+_JOB, _WORKER = b"submitit.core._submit", b"spawn_main"
+
+Strike = Callable[[SlurmCluster, str], object]
 
 
-@pytest.mark.slow
-def test_array_under_chaos_finishes_every_run_once(
-    slurm: SlurmCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    dice = random.Random(0)
-    rates = [round(0.01 * (1 + number), 2) for number in range(20)]
-    folder = started(
-        tmp_path / "chaos",
-        optimizers={"adamw": {"learning_rate": rates}},
-        grid={"global_batch_tokens": [256]},
-        machine={"accelerator": "cpu"},
-    )
-    struck: Counter[str] = Counter()
-    jobs = submit(submission(folder, runs_per_job=2, environment=slowly(0.4)))
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        time.sleep(dice.uniform(0.5, 2.0))
-        running = [name for name, job in slurm.jobs().items() if job.state == "RUNNING"]
-        if not running:
-            jobs += submit(submission(folder, runs_per_job=2, environment=slowly(0.4)))
-            continue
-        struck[strike(slurm, dice.choice(running), dice.choice(STRIKES))] += 1
-    for _ in range(5):
-        wait_for_end(slurm, 300)
-        wait_until(lambda: not any(map(is_claimed, runs(folder))), 20, "orphaned workers to leave")
-        if not submit(submission(folder, runs_per_job=2, environment=slowly(0.0))):
-            break
-    assert done(folder) == [True] * 20
+def to_process(words: bytes, number: signal.Signals) -> Strike:
+    """Signal the process of a task that has the words in its command line."""
+    return lambda slurm, task: os.kill(process_of(slurm, job_id(slurm, task), words), number)
+
+
+def to_task(*command: str) -> Strike:
+    """Have Slurm do something to a task."""
+    return lambda slurm, task: slurm.run(*command, task)
+
+
+def preempt(slurm: SlurmCluster, task: str) -> None:
+    """Do as Slurm does to a job that has no grace: SIGTERM alone, for which it saves and waits, then a requeue."""
+    slurm.run("scancel", "--signal=TERM", "--batch", task)
+    time.sleep(2.0)
+    slurm.run("scontrol", "requeue", task)
+
+
+STRIKES: dict[str, Strike] = {
+    "SIGTERM to a job, then requeue": preempt,
+    "SIGTERM to a training process": to_process(_WORKER, signal.SIGTERM),
+    "SIGKILL to a job": to_process(_JOB, signal.SIGKILL),
+    "SIGKILL to a training process": to_process(_WORKER, signal.SIGKILL),
+    "SIGUSR2 to a job": to_task("scancel", "--signal=USR2", "--batch"),
+    "SIGUSR2 to a training process": to_process(_WORKER, signal.SIGUSR2),
+    "requeue": to_task("scontrol", "requeue"),
+    "cancel": to_task("scancel"),
+}
+
+
+def test_twenty_runs_under_chaos_each_finish_once_with_the_curve_of_their_undisturbed_twin(
+    slurm: SlurmCluster, text: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("CRITBATCH_CACHE", str(cache))
+    folder, twin = (start(tmp_path / name, text, TOKEN_BUDGET) for name in ("chaos", "twin"))
+    strikes = Strikes(list(STRIKES), seed=0)
+    rage(slurm, folder, strikes)
+    finish(slurm, folder)
     with capsys.disabled():
-        print(f"\nsurvived {struck.total()} strikes ({sum(resumes(folder))} resumes): {dict(struck)}")
-    assert struck.total() >= 15
-    assert sum(resumes(folder)) > 5
-    for run in runs(folder):
-        assert_undisturbed(run)
+        print(f"\n{strikes.report(folder)}")
+    assert strikes.hits.keys() == STRIKES.keys()
+    assert resumes(folder) >= strikes.hits.total() / 4 >= 5
+    assert_each_equals_its_twin(folder, twin)
 
 
-def strike(slurm: SlurmCluster, task: str, how: str) -> str:
-    """Hit a running task in one of several ways; return the way, or "missed" when it had just ended."""
-    with suppress(SlurmError, ValueError, ProcessLookupError):
-        if how == "requeue":
-            slurm.run("scontrol", "requeue", task)
-        elif how == "USR2":
-            slurm.run("scancel", "--signal=USR2", "--batch", task)
-        elif how == "cancel":
-            slurm.run("scancel", task)
-        else:
-            words = b"submitit.core._submit" if how == "KILL job" else b"spawn_main"
-            job_id = slurm.run("squeue", "--noheader", f"--jobs={task}", "--Format=JobID:").strip()
-            kill_process_of(slurm, job_id, words)
-        return how
-    return "missed"
+def rage(slurm: SlurmCluster, folder: SweepFolder, strikes: Strikes) -> None:
+    """Strike for so long, most often where a run has just come further; submit again what was killed or cancelled."""
+    end = time.monotonic() + CHAOS_SECONDS
+    while not all_done(folder) and (time.monotonic() < end or strikes.hits.keys() != STRIKES.keys()):
+        submit(submission(folder, REAL, runs_per_job=2, **PROFILE))
+        training = {read_json(run.run)["job_id"] for run in wait_for_progress(folder)}
+        time.sleep(strikes.random.uniform(0.0, 3.0))
+        running = running_tasks(slurm)
+        if targets := (strikes.random.random() < 0.8 and sorted(training.intersection(running))) or running:
+            task = strikes.random.choice(targets)
+            strikes.strike(lambda kind: hits(slurm, task, kind))  # noqa: B023
+
+
+def hits(slurm: SlurmCluster, task: str, kind: str) -> bool:
+    """Strike a running task; return whether it was a hit: it may have just ended."""
+    with suppress(SlurmError, LookupError, ProcessLookupError):
+        STRIKES[kind](slurm, task)
+        return True
+    return False
+
+
+def finish(slurm: SlurmCluster, folder: SweepFolder) -> None:
+    """Submit what is left, undisturbed; then once more, which must start nothing."""
+    for _ in range(5):
+        wait_for_end(slurm, 400)
+        wait_until(lambda: not any(map(is_claimed, runs_of(folder))), 60, "orphaned workers to leave")
+        if not submit(submission(folder, REAL, runs_per_job=5, **PROFILE)):
+            break
+    assert all_done(folder)
+    assert not slurm.run("squeue", "--noheader")
+
+
+def running_tasks(slurm: SlurmCluster) -> list[str]:
+    return sorted(name for name, job in slurm.jobs().items() if job.state == "RUNNING")
+
+
+def job_id(slurm: SlurmCluster, task: str) -> str:
+    return slurm.run("squeue", "--noheader", f"--jobs={task}", "--Format=JobID:").strip()

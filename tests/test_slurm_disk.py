@@ -9,18 +9,7 @@ from sweeps.clusters.submission import submit
 from sweeps.store import State
 from tests.disk import Disk
 from tests.slurm_cluster import SlurmCluster, wait_until
-from tests.slurm_sweeps import (
-    assert_undisturbed,
-    done,
-    log,
-    one_run,
-    resumes,
-    runs,
-    slowly,
-    submission,
-    wait_for_end,
-    wait_for_step,
-)
+from tests.slurm_sweeps import assert_goes_on, done, log, one_run, slowly, submission, wait_for_end, wait_for_step
 from tests.test_slurm_states import states_of
 
 pytestmark = pytest.mark.slurm
@@ -40,25 +29,18 @@ def test_run_that_cannot_write_ends_its_job_with_a_clear_error_and_goes_on_later
     assert main(["logs", str(folder.path)]) == 0
     assert f"cannot be written ({words})" in capsys.readouterr().out
     (folder.path / "behaviour.txt").unlink()
-    assert len(submit(submission(folder))) == 1
-    wait_for_end(slurm)
-    assert (done(folder), resumes(folder)) == ([True], [1])
-    assert_undisturbed(runs(folder)[0])
+    assert_goes_on(slurm, folder)
 
 
 def test_run_on_a_disk_that_fills_up_goes_on_when_there_is_room(slurm: SlurmCluster, disk: Disk) -> None:
     folder = one_run(disk.path)
-    [run] = runs(folder)
     submit(submission(folder, environment=slowly(0.1)))
-    wait_for_step(run, 15)
+    wait_for_step(folder, 15)
     disk.fill()
     wait_for_end(slurm)
     assert done(folder) == [False]
     disk.change("size=64m")
-    assert len(submit(submission(folder))) == 1
-    wait_for_end(slurm)
-    assert (done(folder), resumes(folder)) == ([True], [1])
-    assert_undisturbed(run)
+    assert_goes_on(slurm, folder)
 
 
 def test_job_that_finds_its_folder_read_only_loses_nothing(
@@ -69,13 +51,10 @@ def test_job_that_finds_its_folder_read_only_loses_nothing(
     disk.change("ro")
     slurm.run("scontrol", "release", job.job_id)
     wait_until(
-        lambda: slurm.jobs()[job.job_id].state not in ("PENDING", "RUNNING", "COMPLETING"), 60, "the job to fail"
+        lambda: slurm.jobs()[job.job_id].state not in ("PENDING", "RUNNING", "COMPLETING"), 120, "the job to fail"
     )
     assert main(["status", str(folder.path)]) == 0
     assert "cannot be kept in" in capsys.readouterr().out
     disk.change("rw")
     slurm.cancel_all()
-    assert len(submit(submission(folder))) == 1
-    wait_for_end(slurm)
-    assert done(folder) == [True]
-    assert_undisturbed(runs(folder)[0])
+    assert_goes_on(slurm, folder, resumed=0)

@@ -1,5 +1,6 @@
 """Where a run stands: its files first, then what was queued of it, then what Slurm says."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ from harness.record import RunFolder, read_json, write_json
 from sweeps.cli import main
 from sweeps.clusters.queue import QueuedJob, remember
 from sweeps.clusters.slurm import Task
+from sweeps.clusters.stops import Stop, write_stop
 from sweeps.run_status import RunStatus
 from sweeps.states import QueuedRun, queued_reason, queued_state
-from sweeps.status import as_json, confirmations_in_words, failures, jobs_in_words, read_status, stopped
+from sweeps.status import as_json, confirmations_in_words, failures, jobs_in_words, read_status, runs_table, stopped
 from sweeps.store import State, SweepFolder, add_confirmations, claim, read_run, record_failure
 from tests.fake_training import finish
 from tests.slurm_stand_in import StandIn
@@ -135,6 +137,53 @@ def test_slurm_that_does_not_answer_is_said_and_loses_no_run(folder: SweepFolder
     status = read_status(folder)
     assert "Unable to contact slurm controller" in str(status.problem)
     assert {run.state for run in status.runs} == {State.QUEUED}
+
+
+@pytest.mark.parametrize(
+    ("is_time_limit", "expected"),
+    [(True, [State.TIMED_OUT, State.TIMED_OUT]), (False, [State.INTERRUPTED, State.PLANNED])],
+)
+def test_job_that_gave_up_leaves_its_runs_timed_out_or_as_they_are_with_its_reason(
+    folder: SweepFolder, stand_in: StandIn, is_time_limit: bool, expected: list[State]
+) -> None:
+    begun, _, other, _ = submitted(folder)
+    begun.checkpoint.touch()
+    stand_in.says("squeue", "".join(f"7_{task}|FAILED|n1|0||\n" for task in range(4)))
+    for task in ("7_0", "7_1"):
+        write_stop(Stop(reason=f"job {task} is not requeued", is_time_limit=is_time_limit), folder.path, task)
+    found = statuses(folder)
+    assert [run.state for run in found[:2]] == expected
+    assert [run.reason for run in found[:2]] == ["job 7_0 is not requeued", "job 7_1 is not requeued"]
+    assert {run.state for run in found[2:]} == {State.LOST}
+    assert any("job 7_0 is not requeued" in line for line in stopped(found))
+    assert other.path.name == found[2].run_id
+
+
+def test_preempted_run_of_a_cluster_that_does_not_requeue_is_interrupted(
+    folder: SweepFolder, stand_in: StandIn
+) -> None:
+    begun, *_ = submitted(folder)
+    begun.checkpoint.touch()
+    stand_in.says("sacct", "7_0|PREEMPTED|n1\n7_1|PREEMPTED|n1\n")
+    first, second, *_ = statuses(folder)
+    assert (first.state, second.state) == (State.INTERRUPTED, State.PLANNED)
+    assert first.reason == "job 7_0 was preempted and is not requeued; critbatch submit goes on"
+
+
+def test_run_whose_folder_or_configuration_is_gone_is_lost_and_the_others_are_as_they_are(folder: SweepFolder) -> None:
+    gone, torn, finished, planned = submitted(folder)
+    shutil.rmtree(gone.path)
+    torn.config.write_text("{")
+    finish(read_run(finished), finished)
+    config = read_run(planned)
+    first, second, *others = statuses(folder)
+    assert [run.state for run in (first, second, *others)] == [State.LOST, State.LOST, State.FINISHED, State.QUEUED]
+    assert first.reason == f"{gone.config} is gone; to plan it again: critbatch run {folder.path}"
+    assert "not a whole JSON file" in str(second.reason)
+    named = [first.run_id.startswith(f"115k-{first.optimizer}-b{first.global_batch_tokens}-lr{first.peak_lr:.4g}-s")]
+    assert named == [True]
+    assert (first.init_seed, first.data_seed, first.realized_tokens) == (config.init_seed, config.data_seed, None)
+    assert runs_table([first])
 
 
 def test_stopped_says_how_many_runs_wait_for_somebody(folder: SweepFolder, stand_in: StandIn) -> None:

@@ -6,6 +6,7 @@ import signal
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -13,12 +14,16 @@ import yaml
 import sweeps.clusters.submission
 from harness.record import read_json, write_json
 from sweeps.cli import main
+from sweeps.clusters.arrays import Submission, arrays_of
+from sweeps.clusters.flight import Flight
+from sweeps.clusters.packing import SIMILAR, time_limit_minutes
 from sweeps.clusters.profile import ClusterProfile
 from sweeps.clusters.queue import queued_jobs
-from sweeps.clusters.submission import Submission, packed, submit, time_limit_minutes
+from sweeps.clusters.submission import submit
 from sweeps.launch import stage_runs
 from sweeps.speed import Speed
 from sweeps.store import SweepFolder, claim, read_run, record_failure
+from sweeps.work import work_of
 from tests.fake_training import finish
 from tests.slurm_stand_in import StandIn
 from tests.sweep_examples import SWEEP, started
@@ -36,11 +41,22 @@ def folder(tmp_path: Path) -> SweepFolder:
     return started(tmp_path / "small")
 
 
+@pytest.fixture
+def branched(tmp_path: Path) -> SweepFolder:
+    """Two trunks, each with two branches."""
+    return started(
+        tmp_path / "branched",
+        grid={"global_batch_tokens": [256]},
+        branched_decay={"token_budgets": [8192, 16384]},
+    )
+
+
 def submission(folder: SweepFolder, speed: Speed = UNKNOWN, per_job: int | None = None, **profile: Any) -> Submission:
     spec, grid = folder.read_spec(), stage_runs(folder, "grid")
-    confirm_runs = len(spec.confirm.seeds) * len(grid) if spec.confirm else 0
+    confirmed = [run for run in grid for _ in spec.confirm.seeds] if spec.confirm else []
+    work = [work_of(run, spec.machine) for run in confirmed]
     return Submission(
-        folder, spec, ClusterProfile(name="test", **profile), grid, speed, per_job, confirm_runs, "tests.stepping:train"
+        folder, spec, ClusterProfile(name="test", **profile), grid, speed, per_job, work, "tests.stepping:train"
     )
 
 
@@ -55,6 +71,13 @@ def small_sweep(text: Path, place: Path, monkeypatch: pytest.MonkeyPatch, **keys
     base = SWEEP["base"] | {"corpus": corpus, "evaluation": {"tokens": 2048}}
     Path("small.yaml").write_text(yaml.safe_dump(SWEEP | {"base": base} | keys))
     return "small.yaml"
+
+
+def write_profile(place: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """Write the profile of a cluster called mine."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(place))
+    (place / "critbatch" / "clusters").mkdir(parents=True)
+    (place / "critbatch" / "clusters" / "mine.yaml").write_text(text)
 
 
 def fail(folder: SweepFolder, run_id: str, at: str) -> None:
@@ -172,41 +195,71 @@ def test_submitted_job_has_the_name_of_its_cluster(folder: SweepFolder, stand_in
         submit(submission(folder))
 
 
-def test_packed_shares_the_work_evenly_and_loses_no_run() -> None:
-    seconds = {f"run-{number}": float(number) for number in range(1, 13)}
-    longest_first = sorted(seconds, key=lambda run_id: -seconds[run_id])
-    packs = packed(longest_first, seconds, runs_per_job=4)
-    assert sorted(run_id for pack in packs for run_id in pack) == sorted(seconds)
-    assert [len(pack) for pack in packs] == [4, 4, 4]
-    assert max(sum(seconds[run_id] for run_id in pack) for pack in packs) <= 1.1 * sum(seconds.values()) / 3
+def test_jobs_of_similar_length_share_an_array_with_the_limit_of_the_longest(tmp_path: Path, stand_in: StandIn) -> None:
+    budgets = {256: 4 * 16384, 1024: 16384, 2048: 15 * 1024}
+    folder = started(
+        tmp_path / "lengths", grid={"global_batch_tokens": list(budgets)}, token_budget=budgets,
+        base=SWEEP["base"] | {"evaluation": {"tokens": 64, "first_mark_tokens": 10**9}},
+    )  # fmt: skip
+    speed, profile = Speed(1e6, "as stated"), ClusterProfile(name="test", max_minutes=100_000)
+    jobs = submit(submission(folder, speed, per_job=1, max_minutes=100_000))
+    runs = {run.run_id: run for run in stage_runs(folder, "grid")}
+    batches = [{runs[run_id].global_batch_tokens for task in job.tasks for run_id in task} for job in jobs]
+    assert batches == [{256}, {1024, 2048}]
+    for job in jobs:
+        limits = [time_limit_minutes(profile, speed.seconds(work_of(runs[run_id], folder.read_spec().machine)))
+                  for task in job.tasks for run_id in task]  # fmt: skip
+        assert job.minutes == max(limits) <= SIMILAR * min(limits)
+        assert f"#SBATCH --time={job.minutes}\n" in stand_in.script(jobs.index(job) + 1)
 
 
-@pytest.mark.parametrize(
-    ("each_seconds", "jobs"), [(1.0, 1), (60.0, 10), (599.0, 99), (600.0, 100), (7200.0, 100), (None, 100)]
-)
-def test_packed_by_default_makes_jobs_of_about_ten_minutes(each_seconds: float | None, jobs: int) -> None:
-    run_ids = [f"run-{number}" for number in range(100)]
-    assert len(packed(run_ids, each_seconds and dict.fromkeys(run_ids, each_seconds), None)) == jobs  # type: ignore[arg-type]
+def test_confirmations_to_come_have_the_limits_of_the_runs_that_they_can_be(tmp_path: Path) -> None:
+    budgets = {256: 8 * 16384, 1024: 16384}
+    folder = started(
+        tmp_path / "lengths", grid={"global_batch_tokens": list(budgets)}, token_budget=budgets, confirm={"seeds": [5]}
+    )
+    jobs = submit(submission(folder, Speed(1e6, "as stated"), per_job=1, max_minutes=100_000))
+    assert [(job.stage, len(job.tasks)) for job in jobs] == [("grid", 2), ("grid", 2), ("confirm", 2), ("confirm", 2)]
+    assert [job.minutes for job in jobs[2:]] == [job.minutes for job in jobs[:2]]
+    assert len({job.choice for job in jobs[2:]}) == 1
 
 
-def test_packed_of_nothing_is_nothing() -> None:
-    assert packed([], {}, None) == packed([], None, 3) == []
+def test_run_that_has_begun_gets_the_devices_that_it_began_with(tmp_path: Path, stand_in: StandIn) -> None:
+    folder = started(tmp_path / "small", machine={"devices": 2, "threads": 3})
+    begun = stage_runs(folder, "grid")[0].run_id
+    folder.run(begun).checkpoint.touch()
+    started(folder.path)  # on one device, with the threads of the profile
+    submit(submission(folder, cpus_per_device=7))
+    of_begun = [number for number, task in enumerate(queued_jobs(folder.path)) if (begun,) in task.tasks]
+    scripts = [stand_in.script(number) for number in (1, 2)]
+    assert ["ntasks-per-node=2" in script for script in scripts] == [number in of_begun for number in range(2)]
+    assert [len(job.tasks) for job in queued_jobs(folder.path)].count(1) == 1
 
 
-@pytest.mark.parametrize(("seconds", "minutes"), [(None, 600), (0.0, 7), (3600.0, 127), (1e6, 600)])
-def test_time_limit_is_the_work_with_margin_within_what_the_cluster_gives(seconds: float | None, minutes: int) -> None:
-    profile = ClusterProfile(name="test", max_minutes=600, safety=2.0, startup_minutes=5.0, signal_seconds=120)
-    assert time_limit_minutes(profile, seconds) == minutes
+def test_threads_are_those_that_were_queued(tmp_path: Path) -> None:
+    folder = started(tmp_path / "small", machine={"threads": 3})
+    [array] = arrays_of(submission(folder, cpus_per_device=7), Flight(frozenset(), ()), Mock())
+    assert {job.threads for job in array.jobs} == {3}
+    started(folder.path)
+    [array] = arrays_of(submission(folder, cpus_per_device=7), Flight(frozenset(), ()), Mock())
+    assert {job.threads for job in array.jobs} == {7}
 
 
-def test_time_limit_of_an_array_is_that_of_its_longest_job(folder: SweepFolder) -> None:
-    speed = Speed(1e6, "as stated")
-    [job] = submit(submission(folder, speed, per_job=1, max_minutes=100_000))
-    from sweeps.work import work_of
-
-    machine = folder.read_spec().machine
-    longest = max(work_of(run, machine).flops for run in stage_runs(folder, "grid")) / 1e6
-    assert job.minutes == time_limit_minutes(ClusterProfile(name="test", max_minutes=100_000), longest)
+def test_devices_that_do_not_fill_nodes_are_refused_before_anything_is_written(
+    text: Path, tmp_path: Path, stand_in: StandIn, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = {"devices": 6, "max_micro_batch_tokens": 64}
+    sweep = small_sweep(
+        text, tmp_path, monkeypatch, machine=machine, grid={"global_batch_tokens": [384]}, token_budget=38400
+    )
+    write_profile(tmp_path, monkeypatch, "devices_per_node: 4")
+    for words in ([], ["--dry-run"]):
+        assert main(["submit", sweep, "--cluster", "mine", *words]) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert "6 devices does not fill whole nodes of mine, which have 4" in line
+        assert line.endswith("set machine.devices to 4 or 8")
+    assert stand_in.calls("sbatch") == []
+    assert not Path("results").exists()
 
 
 def test_arrays_are_split_at_the_clusters_limit(folder: SweepFolder, stand_in: StandIn) -> None:
@@ -258,6 +311,42 @@ def test_confirmations_wait_for_the_grid_and_for_what_is_added_to_it(tmp_path: P
     assert "#SBATCH --dependency=afterany:1001:1003\n" in stand_in.script(4)
 
 
+def test_branches_wait_for_the_arrays_of_their_trunks_and_confirmations_for_both(
+    branched: SweepFolder, stand_in: StandIn
+) -> None:
+    trunks, branches = submit(submission(branched))
+    assert [len(job.tasks) for job in (trunks, branches)] == [2, 4]
+    assert {read_run(branched.run(run_id)).branch is None for task in trunks.tasks for run_id in task} == {True}
+    assert "--dependency" not in stand_in.script(1)
+    assert "#SBATCH --dependency=afterany:1001\n" in stand_in.script(2)
+    stand_in.runs(*trunks.task_ids, *branches.task_ids, state="PENDING")
+    assert submit(submission(branched)) == []
+    stand_in.runs(*trunks.task_ids, state="PENDING")  # the branches are lost
+    [again] = submit(submission(branched))
+    assert sorted(again.tasks) == sorted(branches.tasks)
+    assert "#SBATCH --dependency=afterany:1001\n" in stand_in.script(3)
+
+
+def test_branch_whose_trunk_has_kept_its_state_waits_for_nothing(branched: SweepFolder, stand_in: StandIn) -> None:
+    trunk = next(run for run in stage_runs(branched, "grid") if run.branch is None)
+    for tokens in trunk.keep_at_tokens:
+        branched.run(trunk.run_id).kept(tokens).touch()
+    ready, waiting = submit(submission(branched))
+    own = {
+        run.run_id for run in stage_runs(branched, "grid") if run.branch is None or run.branch.parent == trunk.run_id
+    }
+    assert own == {run_id for task in ready.tasks for run_id in task}
+    assert own.isdisjoint(run_id for task in waiting.tasks for run_id in task)
+    assert "--dependency" not in stand_in.script(1)
+
+
+def test_branch_that_never_can_start_is_not_submitted(branched: SweepFolder) -> None:
+    for run in stage_runs(branched, "grid"):
+        if run.branch is None:
+            finish(run, branched.run(run.run_id))  # and its state was removed
+    assert submit(submission(branched)) == []
+
+
 @pytest.mark.parametrize(
     ("profile", "hours", "said"),
     [
@@ -275,10 +364,7 @@ def test_submit_refuses_more_hours_than_the_budget_has(
     profile: str, hours: str, said: str | None,
 ) -> None:  # fmt: skip
     sweep = small_sweep(text, tmp_path, monkeypatch)
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    profiles = tmp_path / "critbatch" / "clusters"
-    profiles.mkdir(parents=True)
-    (profiles / "mine.yaml").write_text(profile)
+    write_profile(tmp_path, monkeypatch, profile)
     status = main(["submit", sweep, "--cluster", "mine", "--budget-hours", hours])
     assert status == (2 if said else 0)
     printed = capsys.readouterr().err
@@ -306,15 +392,18 @@ def test_dry_run_prints_the_scripts_and_writes_nothing(
 ) -> None:
     sweep = small_sweep(text, tmp_path, monkeypatch, confirm={"seeds": [5]})
     assert main(["submit", sweep, "--cluster", "slurm", "--dry-run", "--runs-per-job", "2"]) == 0
-    grid, confirm = capsys.readouterr().out.split("#!/bin/bash")[1:]
+    heading, grid, confirm = capsys.readouterr().out.split("#!/bin/bash")
+    assert heading == "# ARRAY1: 4 runs in 2 jobs of 1440 minutes at most\n"
     assert "#SBATCH --array=0-1%2\n" in grid
-    assert "#SBATCH --dependency=afterany:GRID\n" in confirm
+    grid, _, heading = grid.rpartition("# ARRAY2: ")
+    assert heading == "confirmations in 2 jobs of 1440 minutes at most\n"
+    assert "#SBATCH --dependency=afterany:ARRAY1\n" in confirm
     assert stand_in.calls("sbatch") == []
     assert not Path("results").exists()
     assert main(["submit", sweep, "--cluster", "slurm", "--runs-per-job", "2"]) == 0
     said = capsys.readouterr().out
     assert "Submitted 4 runs in 2 jobs of 1440 minutes at most: 1001" in said
-    assert "Submitted 4 confirmations in 2 jobs of 1440 minutes at most: 1002" in said
+    assert "Submitted confirmations in 2 jobs of 1440 minutes at most: 1002" in said
     without_code = [line for line in stand_in.script(1).splitlines() if "submission.sh" not in line]
     assert without_code == ("#!/bin/bash" + grid).rstrip().splitlines()
     assert [path.name for path in Path("results").iterdir()] == ["small"]

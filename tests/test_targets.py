@@ -49,6 +49,14 @@ def test_targets_interpolate_linearly_in_log_tokens() -> None:
     assert row["train_seconds_to_target"] == pytest.approx(2.048)
 
 
+def test_steps_are_those_taken_where_the_batch_changed() -> None:
+    """After 20 steps of 512 tokens come 30 of 1024: the tokens to the target are 10 of them further on."""
+    made = one_run({0: 4.8, 10240: 2.2, 40960: 2.0})
+    taken = pl.col("tokens_seen").replace_strict({0: 0, 10240: 20, 40960: 50})
+    row = at(2.1, replace(made, evaluations=made.evaluations.with_columns(step=taken)))
+    assert (row["tokens_to_target"], row["steps_to_target"]) == (pytest.approx(20480), pytest.approx(30))
+
+
 def test_targets_take_the_first_crossing_on_the_running_minimum() -> None:
     row = at(2.1, one_run({0: 4.8, 10240: 2.15, 20480: 2.5, 40960: 2.05, 81920: 2.3, 163840: 1.9}))
     assert row["tokens_to_target"] == pytest.approx(20480 * 2**0.5)

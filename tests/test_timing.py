@@ -171,4 +171,4 @@ def test_stopwatch_is_the_last_of_the_callbacks(run: RunConfig, cache: Path, mon
 
     monkeypatch.setattr(pl.Trainer, "fit", fit)
     timed(run, cache)
-    assert [type(callback).__name__ for callback in seen] == ["WeightAverage", "Stopwatch"]
+    assert [type(callback).__name__ for callback in seen] == ["Accumulation", "WeightAverage", "Stopwatch"]

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from harness import STOPPED
-from harness.batch_plan import plan_batch
+from harness.batch_plan import plan_run
 from harness.callbacks.interruption import AtomicCheckpointIO, Checkpoints, Interrupted
 from harness.config import MachineConfig, RunConfig
 from harness.corpus import prepare
@@ -131,11 +131,11 @@ def test_accumulated_gradient_equals_that_of_the_full_batch(run: RunConfig, cach
     corpus = prepare(run.corpus, cache)
     gradients = []
     for limit in (512, 128, 32):
-        plan = plan_batch(run.global_batch_tokens, run.model.sequence_length, 1, limit)
+        plan = plan_run(run.clock, run.model.sequence_length, 1, limit)
         module = LanguageModel(run).double()
-        dataset = MicroBatches(open_shard(corpus.folder, "train"), plan, run.steps, run.data_seed)
-        for number in range(plan.accumulation):
-            (module.loss(dataset[number]) / plan.accumulation).backward()
+        dataset = MicroBatches(open_shard(corpus.folder, "train"), plan, run.data_seed)
+        for number in range(plan.final.accumulation):
+            (module.loss(dataset[number]) / plan.final.accumulation).backward()
         gradients.append(torch.cat([w.grad.flatten() for w in module.network.parameters() if w.grad is not None]))
     full, *parts = gradients
     for part in parts:

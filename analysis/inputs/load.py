@@ -42,11 +42,11 @@ def read(
 
 def _read_sweeps(folders: Sequence[Path], baseline: str | None, targets: Sequence[float]) -> Records:
     sweeps = [read_frames(folder) for folder in folders]
-    manifest = _united({folder: manifest for folder, (manifest, _, _) in zip(folders, sweeps, strict=True)}, baseline)
+    manifest = _united({folder: manifest for folder, (manifest, *_) in zip(folders, sweeps, strict=True)}, baseline)
     if targets:
         manifest = manifest.model_copy(update={"targets_nats": tuple(targets)})
-    runs, evaluations = sweeps[0][1:] if len(sweeps) == 1 else _each_run_once(sweeps)
-    records = from_frames(manifest, runs, evaluations)
+    frames = sweeps[0][1:] if len(sweeps) == 1 else _each_run_once(sweeps)
+    records = from_frames(manifest, *frames)
     names = records.runs["optimizer"].unique().sort().to_list()
     if baseline is not None and first_variant(baseline, records.runs) not in names:
         raise ValueError(f"--baseline {baseline}: no run of that optimizer; {nearest(baseline, names)}")
@@ -70,11 +70,14 @@ def _united(manifests: Mapping[Path, SweepManifest], baseline: str | None) -> Sw
 
 
 def _each_run_once(
-    sweeps: Sequence[tuple[SweepManifest, pl.DataFrame, pl.DataFrame]],
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Unite runs and evaluations; a run of several sweeps is taken from the first in which it finished."""
-    runs = pl.concat(runs.with_columns(sweep=pl.lit(number)) for number, (_, runs, _) in enumerate(sweeps))
-    rows = pl.concat(rows.with_columns(sweep=pl.lit(number)) for number, (_, _, rows) in enumerate(sweeps))
+    sweeps: Sequence[tuple[SweepManifest, pl.DataFrame, pl.DataFrame, pl.DataFrame]],
+) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """Unite runs, evaluations and diagnostics; a run of several sweeps is taken from the first in which it finished."""
+    runs, rows, measured = (
+        pl.concat(frame.with_columns(sweep=pl.lit(number)) for number, frame in enumerate(frames))
+        for frames in zip(*(frames for _, *frames in sweeps), strict=True)
+    )
     unfinished = (pl.col("status") != "finished").fill_null(value=True)
     runs = runs.sort(unfinished, maintain_order=True).unique("run_id", keep="first", maintain_order=True)
-    return runs, rows.join(runs, on=["run_id", "sweep"], how="semi")
+    own = ["run_id", "sweep"]
+    return runs, rows.join(runs, on=own, how="semi"), measured.join(runs, on=own, how="semi")

@@ -12,12 +12,17 @@ from typing import Any
 import polars as pl
 
 from harness.frozen import dotted
-from harness.identity import NOT_SCIENCE
+from harness.identity import NOT_SCIENCE, NOT_SCIENCE_OF_RUN
 
 #: What may differ between the runs of a cell.
-_WITHIN_A_CELL = {"optimizer.peak_lr", "token_budget", "init_seed", "data_seed", "stop_at_loss_nats"} | {
-    f"{section}.{key}" for section, keys in NOT_SCIENCE.items() for key in keys
-}
+_WITHIN_A_CELL = (
+    {"optimizer.peak_lr", "token_budget", "init_seed", "data_seed", "stop_at_loss_nats"}
+    | NOT_SCIENCE_OF_RUN
+    | {f"{section}.{key}" for section, keys in NOT_SCIENCE.items() for key in keys}
+)
+
+#: What a branch is made of: its state to start from, and for a larger batch the batches and evaluations up to there.
+_OF_A_BRANCH = ("branch", "batch_warmup", "evaluation")
 
 
 def split_by_variants(runs: pl.DataFrame, tuned: Collection[str] = ()) -> pl.DataFrame:
@@ -65,7 +70,10 @@ def _shared(config: dict[str, Any], distinct: dict[str, dict[str, str]]) -> dict
 
 
 def _without_own(config: dict[str, Any]) -> dict[str, Any]:
-    """Take out what may differ between the runs of a cell."""
+    """Take out what may differ between the runs of a cell; branches of one kind are alike wherever they start."""
+    if branch := config.get("branch"):
+        config = {key: value for key, value in config.items() if key not in _OF_A_BRANCH}
+        config["branch"] = {"kind": branch["kind"]}
     for key in _WITHIN_A_CELL:
         section, _, name = key.rpartition(".")
         (config.get(section, {}) if section else config).pop(name, None)
@@ -77,7 +85,7 @@ def _varying(runs: pl.DataFrame, settings: list[dict[str, str]]) -> set[str]:
     first: dict[tuple[Any, ...], dict[str, str]] = {}
     varying: set[str] = set()
     for cell, own in zip(cells, settings, strict=True):
-        other = first.setdefault(cell, own)
+        other = first.setdefault((*cell, own.get("branch.kind")), own)  # a branch is no variant of its trunk
         if own is not other:
             varying |= {key for key in own.keys() | other.keys() if own.get(key) != other.get(key)}
     return varying

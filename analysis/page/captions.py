@@ -35,6 +35,14 @@ FIGURES: dict[str, Caption] = {
         better.""",
         ("cells", "fit_curves", "critical_batches", "frontier"),
     ),
+    "standings": Caption(
+        "Standings",
+        """Tokens of the baseline over those of every other optimizer, to the hardest target that they reached, at each
+        batch; the one that saves most at the largest batch is at the top, right of the line is better than the
+        baseline. Bars are {level} intervals of each ratio by itself. Black marks differ from 1 after Holm's correction
+        over all optimizers and batches of the figure, grey ones do not; a hollow marker carries a caveat.""",
+        ("token_ratios",),
+    ),
     "coverage": Caption(
         "Cells",
         """Each tile is an optimizer at a batch: how many of its runs came to the target, of how many over all learning
@@ -62,6 +70,14 @@ FIGURES: dict[str, Caption] = {
         "Critical batch by definition",
         """Each line is a definition, explained below; bars are {level} intervals, an arrow at the edge one that goes on
         or has no end. Optimizers are compared within a line, never across lines. Hollow: with a caveat.""",
+        ("critical_batches",),
+    ),
+    "branched_batches": Caption(
+        "Critical batch over training",
+        """From a checkpoint at each point of training, branches continue at multiples of the batch. Each mark is the
+        largest batch that costs no more than 0.01 nats over a fixed number of tokens; bars are {level} intervals over
+        seeds, from a batch that was tried to another. An arrow: no batch tried did harm, so that the critical one is
+        larger.""",
         ("critical_batches",),
     ),
     "laws": Caption(
@@ -148,10 +164,39 @@ FIGURES: dict[str, Caption] = {
         side by side.""",
         ("gaps",),
     ),
+    "noise_scales": Caption(
+        "Gradient noise scale",
+        """B_simple = tr Σ / |G|² of the gradient, in tokens, over training at the chosen learning rate: at a batch of
+        that size noise and gradient are alike. Each point averages numerator and denominator over the steps since the
+        point before and over seeds; bands are {level} intervals. The dashed line is the batch of the panel.""",
+        ("noise_scales",),
+    ),
+    "sharpness": Caption(
+        "Sharpness along the update",
+        """⟨Z, HZ⟩ / |Z|² of the update Z of one step, with the Hessian H of the loss on a fixed part of the validation
+        text where that step was taken, against the validation loss of the raw weights; a line for each run at the
+        chosen learning rate. Dotted: what comes from within layers, without what layers do to each other. Above each
+        panel the baseline's over the other optimizer's at the lowest validation loss that both came to.""",
+        ("sharpness", "sharpness_ratios"),
+    ),
+    "update_norms": Caption(
+        "Sizes of updates",
+        """Upper panels: root mean square of what a step changes a weight of the hidden matrices by. Lower panels: the
+        spectral norm of the largest of these changes. Weight decay is part of them. A line for each run at the chosen
+        learning rate.""",
+        ("diagnostics",),
+    ),
+    "spectra": Caption(
+        "Spectra of update and momentum",
+        """Singular values of the hidden matrices' updates and momenta in ascending order, over their root mean square,
+        at the last mark of the runs at the chosen learning rate; mean over matrices and seeds. An orthogonal matrix
+        lies on the thin line.""",
+        ("diagnostics",),
+    ),
 }
 
 TABLES: dict[str, str] = {
-    "critical_batches": "Critical batch sizes, one row for each definition.",
+    "critical_batches": "Critical batch sizes, one row for each definition, and for each point that runs branch from.",
     "laws": "Power laws of the critical batch.",
     "cells": "Each optimizer and batch at its chosen learning rate.",
     "token_ratios": "Tokens of the baseline over tokens of the challenger at equal loss.",
@@ -173,6 +218,10 @@ TABLES: dict[str, str] = {
     "runs": "The runs.",
     "fit_curves": "The fitted curves as drawn.",
     "evaluations": "The evaluations of all runs.",
+    "diagnostics": "What all runs measured of gradients and updates.",
+    "noise_scales": "Gradient noise scales of each setting along its training.",
+    "sharpness": "Sharpness along the updates of each run.",
+    "sharpness_ratios": "Sharpness of the baseline over that of the challenger at the same validation loss.",
     "cost_model": "Constants of the cost model.",
     "agreement": "Agreement with the reference, number by number.",
 }
@@ -200,6 +249,9 @@ NEEDS: dict[str, str] = {
     "rates": "runs with a learning rate, and a target",
     "targets": "runs or a table of tokens to a target",
     "runs": "runs",
+    "noise_scales": "runs that measure it: base.diagnostics.noise_scale",
+    "sharpness": "runs that measure it: base.diagnostics.sharpness",
+    "sharpness_ratios": "sharpness of the baseline and of another optimizer at one batch and validation loss",
 }
 
 SECTIONS: tuple[Section, ...] = (
@@ -207,11 +259,11 @@ SECTIONS: tuple[Section, ...] = (
     Section("rates", "Learning rates", ("loss_curves", "learning_rates"), ("cells", "rates")),
     Section("tokens", "Tokens to target", ("tokens_to_target",), ("loss_laws",)),
     Section("steps", "Steps to target", ("steps_to_target",), ()),
-    Section("critical", "Critical batch sizes", ("critical_batches",), ("critical_batches",)),
+    Section("critical", "Critical batch sizes", ("critical_batches", "branched_batches"), ("critical_batches",)),
     Section(
         "ratio",
         "Token ratio",
-        ("token_ratios", "token_ratio_by_target", "ratio_decomposition", "rate_rules"),
+        ("standings", "token_ratios", "token_ratio_by_target", "ratio_decomposition", "rate_rules"),
         ("token_ratios", "ratio_trends", "ratio_decomposition", "rate_rules"),
     ),
     Section(
@@ -227,4 +279,13 @@ SECTIONS: tuple[Section, ...] = (
         ("equal_budget", "final_losses", "gaps", "iso_loss", "speedups"),
     ),
     Section("laws", "Scaling laws", ("laws",), ("laws",)),
+    Section(
+        "diagnostics",
+        "Gradients and updates",
+        ("noise_scales", "sharpness", "update_norms", "spectra"),
+        ("sharpness_ratios", "noise_scales", "sharpness"),
+    ),
 )
+
+#: Of measurements that are off by default: the section is left out where no run has made any.
+OPTIONAL_SECTION = "diagnostics"

@@ -28,6 +28,7 @@ _PLACES = {
     "global_batch_tokens": "batch",
     "target_loss_nats": "target",
     "token_budget": "budget",
+    "branch_tokens": "branch point",
     "kind": "",
 }
 _MAX_VALUES = 6

@@ -58,7 +58,8 @@ CRITICAL_BATCHES: dict[str, str] = {
         number of tokens; an interval between two batches tried. arXiv 2505.23971.""",
     "noise_scale": """
         The simple noise scale tr Σ / |G|² of the gradient, from its squared norms at two batch sizes, each averaged
-        before dividing. arXiv 1812.06162.""",
+        before dividing: at the first mark after the target, at the batch that needed the fewest tokens. It is of the
+        plain gradient, not of what an optimizer makes of it. arXiv 1812.06162.""",
 }
 
 PROTOCOLS: dict[str, str] = {

@@ -32,9 +32,9 @@ MAX_PANEL_COLUMNS = 3
 
 #: Places in the colour-blind palette; other optimizers take the free places in alphabetical order.
 _COLOUR_PLACES = {"adamw": 0, "muon": 1}
-_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "h", "<", ">", "p", "d", "8")
-#: The palette's yellow vanishes on white paper; these follow the others, so that twelve optimizers have a colour each.
-_PALE, _MORE_COLOURS = 8, ("#4b2e83", "#00524d", "#7f7300")
+_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "h", "<", ">", "p", "d", "8", "H")
+#: The palette's yellow vanishes on white paper; these follow the others, so that 14 optimizers have one each.
+_PALE, _MORE_COLOURS = 8, ("#4b2e83", "#00524d", "#7f7300", "#9b2226", "#3d5a80")
 #: More optimizers than these in a panel hide each other's bands and critical batches.
 _MAX_TOGETHER = 5
 _CROWDED_HEIGHT = 1.5

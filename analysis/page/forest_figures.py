@@ -1,4 +1,6 @@
-"""Forest plots: critical batches by definition, and the token ratio taken apart; words where there is no number."""
+"""Forest plots: all optimizers beside the baseline, critical batches by definition, and the token ratio taken apart;
+words where there is no number.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,7 +12,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from analysis import format as fmt
-from analysis.estimate import Estimates
+from analysis.estimate import Estimates, headline_target
 from analysis.page import contents, marks
 from analysis.page import figure_style as style
 from analysis.page.contents import Drawing
@@ -25,6 +27,8 @@ _PARTS = {
     "critical_batch_ratio": "$R_\\infty / R_0$, the ratio\nof critical batches",
     "critical_batch_ratio_equal_tokens": "the same at equal\ntokens",
 }
+#: With fewer challengers the figure of token ratios shows all that standings would.
+_FEWEST_IN_STANDINGS = 3
 _MARK_INCHES, _LABEL_INCHES = 0.17, 1.2
 #: How far beyond the numbers an axis follows their intervals.
 _REACH = 8.0
@@ -39,9 +43,57 @@ class _Series(NamedTuple):
     rows: Mapping[str, Mapping[str, Any]]
 
 
+def standings(estimates: Estimates) -> Drawing:
+    """Draw the ratio of every challenger at the headline target, a panel per batch, ordered by the largest batch."""
+    target = headline_target(estimates)
+    if target is None:
+        return contents.nothing_reached(estimates)
+    ratios = estimates.token_ratios.filter(pl.col("target_loss_nats") == target)
+    if ratios["challenger"].n_unique() < _FEWEST_IN_STANDINGS:
+        return "No standings: fewer than three optimizers beside the baseline; their token ratios have a figure."
+    if ratios["token_ratio"].is_null().all():
+        return "No standings: at no batch did the baseline and another optimizer reach the target."
+    names, batches = _ordered(ratios), contents.values(ratios, "global_batch_tokens")
+    frame = ratios.with_columns(label=pl.col("challenger").map_elements(fmt.optimizer_name, return_dtype=pl.String))
+    with style.theme():
+        figure, axes = _panels(len(batches), [fmt.optimizer_name(name) for name in names], marks_per_line=1)
+        _ratio_scale(axes, _range(frame, "token_ratio", [1.0]))
+        for ax, batch in zip(axes, batches, strict=True):
+            ax.axvline(1.0, color=style.INK, lw=0.8, zorder=1)
+            for row in frame.filter(pl.col("global_batch_tokens") == batch).iter_rows(named=True):
+                looks = _Series("", style.INK if _is_resolved(row, estimates) else style.MUTED, "o", {})
+                _estimate(ax, -names.index(row["challenger"]), row, "token_ratio", looks)
+            style.heading(ax, f"{fmt.tokens(batch)} tokens, target {fmt.loss(target)}")
+            ax.set_xlabel(f"Tokens of {fmt.optimizer_name(ratios['baseline'][0])} over its own")
+        handles = [
+            style.cue(f"differs from 1 at {estimates.level:.0%},\nall tests together", marker="o"),
+            style.cue("not resolved", marker="o", color=style.MUTED),
+        ]
+        style.side_legend(figure, [*handles, *_cues(estimates, frame, "token_ratio")])
+    return figure
+
+
+def _ordered(ratios: pl.DataFrame) -> list[str]:
+    """Return the challengers: the one that saves most at the largest batch first, those without a ratio there last."""
+    largest = ratios.filter(pl.col("global_batch_tokens") == pl.col("global_batch_tokens").max())
+    ordered = largest.sort("token_ratio", "challenger", descending=[True, False], nulls_last=True)["challenger"]
+    return list(dict.fromkeys([*ordered, *ratios["challenger"]]))
+
+
+def _is_resolved(row: Mapping[str, Any], estimates: Estimates) -> bool:
+    return row["p_value_holm"] is not None and row["p_value_holm"] < 1 - estimates.level
+
+
+def _ratio_scale(axes: Sequence[Axes], ends: tuple[float, float]) -> None:
+    axes[0].set(xscale="log", xlim=ends)
+    axes[0].xaxis.set_major_locator(LogLocator(10, subs=(1, 1.5, 2, 3, 5, 7)))
+    axes[0].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes[0].xaxis.set_minor_locator(NullLocator())
+
+
 def critical_batches(estimates: Estimates) -> Drawing:
     """Draw the critical batch by every definition, a panel per target, a line per definition, a mark per optimizer."""
-    frame = _with_definition_labels(estimates.critical_batches)
+    frame = _with_definition_labels(estimates.critical_batches.drop_nulls("target_loss_nats"))
     if frame["critical_batch_tokens"].is_null().all():
         return "No critical batch is identified by any definition."
     labels, targets = _definition_labels(frame), sorted(frame["target_loss_nats"].unique(), reverse=True)
@@ -77,10 +129,7 @@ def ratio_decomposition(estimates: Estimates) -> Drawing:
         targets = OrderedStyle(sorted(frame["target_loss_nats"].unique(), reverse=True))
         challengers = [name for name in contents.optimizers(estimates).names if name in set(frame["challenger"])]
         figure, axes = _panels(len(challengers), labels, len(targets.values))
-        axes[0].set(xscale="log", xlim=_range(frame, "value", [1.0]))
-        axes[0].xaxis.set_major_locator(LogLocator(10, subs=(1, 1.5, 2, 3, 5, 7)))
-        axes[0].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes[0].xaxis.set_minor_locator(NullLocator())
+        _ratio_scale(axes, _range(frame, "value", [1.0]))
         for ax, name in zip(axes, challengers, strict=True):
             own = frame.filter(pl.col("challenger") == name)
             ax.axvline(1.0, color=style.INK, lw=0.8, zorder=1)
@@ -165,7 +214,8 @@ def _estimate(ax: Axes, y: float, row: Mapping[str, Any], quantity: str, look: _
     """Draw one estimate with its interval; an arrow where the axis ends before it, words where there is no number."""
     value, low, high = (row[f"{quantity}{end}"] for end in ("", "_low", "_high"))
     if value is None:
-        words = f"{look.name}: no number, {fmt.short_verdict(row['verdict'])}"
+        whose = f"{look.name}: " if look.name else ""
+        words = f"{whose}no number, {fmt.short_verdict(row['verdict'])}"
         paper = {"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 0.5}
         place = ax.get_yaxis_transform()
         ax.text(0.02, y, words, transform=place, va="center", color=style.INK, fontsize="x-small", bbox=paper)

@@ -66,5 +66,8 @@ def _only(estimates: Estimates, column: str, value: str) -> Estimates:
     records = estimates.records
     runs = records.runs.filter(own)
     evaluations = records.evaluations.join(runs, on="run_id", how="semi", maintain_order="left")
-    records = dataclasses.replace(records, runs=runs, evaluations=evaluations, given=records.given.filter(own))
+    diagnostics = records.diagnostics.join(runs, on="run_id", how="semi", maintain_order="left")
+    records = dataclasses.replace(
+        records, runs=runs, evaluations=evaluations, diagnostics=diagnostics, given=records.given.filter(own)
+    )
     return dataclasses.replace(estimates, records=records, **frames)

@@ -11,6 +11,7 @@ from matplotlib.text import Text
 
 from analysis.estimate import Estimates
 from analysis.page import (
+    branching_figure,
     budget_figures,
     coverage_figure,
     curves_figure,
@@ -18,9 +19,12 @@ from analysis.page import (
     frontier_figures,
     headline_figure,
     laws_figure,
+    noise_figure,
     rates_figures,
     ratio_figures,
+    sharpness_figure,
     tokens_figures,
+    updates_figures,
 )
 from analysis.page.contents import Drawing
 
@@ -30,12 +34,14 @@ _TAG = "Biased: read while the rate decays"
 #: Every figure by the name of its files.
 FIGURES: Mapping[str, Callable[[Estimates], Drawing]] = {
     "headline": headline_figure.headline,
+    "standings": forest_figures.standings,
     "coverage": coverage_figure.coverage,
     "loss_curves": curves_figure.loss_curves,
     "learning_rates": rates_figures.learning_rates,
     "tokens_to_target": tokens_figures.tokens_to_target,
     "steps_to_target": tokens_figures.steps_to_target,
     "critical_batches": forest_figures.critical_batches,
+    "branched_batches": branching_figure.branched_batches,
     "laws": laws_figure.laws,
     "token_ratios": ratio_figures.token_ratios,
     "token_ratio_by_target": ratio_figures.token_ratio_by_target,
@@ -46,6 +52,10 @@ FIGURES: Mapping[str, Callable[[Estimates], Drawing]] = {
     "frontier_devices": frontier_figures.devices,
     "equal_budget": budget_figures.equal_budget,
     "gaps": budget_figures.gaps,
+    "noise_scales": noise_figure.noise_scales,
+    "sharpness": sharpness_figure.sharpness,
+    "update_norms": updates_figures.update_norms,
+    "spectra": updates_figures.spectra,
 }
 
 

@@ -31,6 +31,11 @@ _TOKENS = {
     "runs": "num_seeds",
 }
 _CRITICAL = {"optimizer": "optimizer", "definition": "definition", "critical batch (tokens)": "critical_batch_tokens"}
+_BRANCHED = {
+    "optimizer": "optimizer",
+    "tokens of training": "branch_tokens",
+    "critical batch (tokens)": "critical_batch_tokens",
+}
 _RATIOS = {"baseline / challenger": "pair", "batch": "global_batch_tokens", "token ratio": "token_ratio"}
 _TRENDS = {
     "baseline / challenger": "pair",
@@ -119,6 +124,7 @@ _AT_TARGET: dict[str, Columns] = {
     "ratio_decomposition": _PARTS,
     "rate_rules": _RULES,
 }
+_OF_NO_TARGET: dict[str, Columns] = {"loss_laws": _LOSS_LAWS, "branches": _BRANCHED}
 _AT_BUDGETS: dict[str, Columns] = {
     "final_losses": _FINALS,
     "gaps": _GAPS,
@@ -144,14 +150,18 @@ def fit_lines(estimates: Estimates) -> Iterator["Table | str"]:
         own = part.estimates
         target = headline_target(own)
         frames = {name: getattr(own, name) for name in _AT_TARGET}
-        if target is None:
+        branched = own.critical_batches.filter(definition="branched")
+        if target is None and (branched["verdict"] != "refused").any():
+            yield f"{_name(part)}, {own.level:.0%} intervals"
+            frames = {"cells": own.cells, "branches": branched}
+        elif target is None:
             yield f"{_name(part)}: no target was reached by a whole cell"
             frames = {"cells": own.cells}
         else:
             frames = {name: frame.filter(target_loss_nats=target) for name, frame in frames.items()}
             yield f"{_name(part)}, to {fmt.loss(target)} nats per token, {own.level:.0%} intervals"
         frames["loss_laws"] = own.loss_laws
-        yield from _tables(_with_numbers(frames, target), _AT_TARGET | {"loss_laws": _LOSS_LAWS})
+        yield from _tables(_with_numbers(frames, target), _AT_TARGET | _OF_NO_TARGET)
         yield from _caveats(frames)
     yield from _laws(estimates.laws)
     yield from _refusals(refusals.of_fit(estimates))

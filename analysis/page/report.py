@@ -72,7 +72,7 @@ def _render(estimates: Estimates, figures: list[DrawnFigure], reference: Path | 
         definition=definition(estimates),
         answered=[_answered(part) for part in parts(estimates)],
         refused=_refused(estimates),
-        sections=captions.SECTIONS,
+        sections=_sections(records.diagnostics),
         figures=figures,
         absent=_absent(figures),
         tables={name: _table(name, frame) for name, frame in frames(estimates).items() if name in captions.NEEDS},
@@ -86,6 +86,10 @@ def _render(estimates: Estimates, figures: list[DrawnFigure], reference: Path | 
         loss=fmt.loss,
         verdict=fmt.verdict,
     )
+
+
+def _sections(diagnostics: pl.DataFrame) -> list[captions.Section]:
+    return [each for each in captions.SECTIONS if each.anchor != captions.OPTIONAL_SECTION or diagnostics.height]
 
 
 def _answered(part: Part) -> Answered:
@@ -116,7 +120,9 @@ def _absent(figures: list[DrawnFigure]) -> dict[str, list[str]]:
 def frames(estimates: Estimates) -> dict[str, pl.DataFrame]:
     """Return every table by the name of its file."""
     tables = {name: getattr(estimates, name) for name in TABLES}
-    return tables | {"runs": estimates.records.runs.drop("config_json"), "evaluations": estimates.records.evaluations}
+    records = estimates.records
+    tables |= {"runs": records.runs.drop("config_json"), "evaluations": records.evaluations}
+    return tables | ({"diagnostics": records.diagnostics} if records.diagnostics.height else {})
 
 
 def _table(name: str, frame: pl.DataFrame) -> HtmlTable:

@@ -19,6 +19,7 @@ _PLACE = (
     "target_loss_nats",
     "protocol",
     "definition",
+    "branch_tokens",
 )
 
 #: Tables and the quantity compared in each; positive ones are compared in logarithms, as their intervals are made.
@@ -66,9 +67,10 @@ def _listed(values: set[Any]) -> str:
 def _pairs(new: pl.DataFrame, reference: pl.DataFrame, quantity: str) -> Iterator[dict[str, Any]]:
     place = [name for name in _PLACE if name in new.columns]
     ends = [quantity, f"{quantity}_low", f"{quantity}_high"]
-    both = new.select(*place, *ends).join(reference.select(*place, *ends), on=place, suffix="_reference")
+    known = reference.select(*place, *ends)
+    both = new.select(*place, *ends).join(known, on=place, suffix="_reference", nulls_equal=True)
     for row in both.sort(place).iter_rows(named=True):
-        where = ", ".join(f"{name}={row[name]}" for name in place)
+        where = ", ".join(f"{name}={row[name]}" for name in place if row[name] is not None)
         values = zip(("new", "new_low", "new_high"), ends, strict=True)
         others = zip(("reference", "reference_low", "reference_high"), ends, strict=True)
         yield (

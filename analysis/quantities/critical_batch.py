@@ -119,8 +119,8 @@ def branched(fits: CurveFits) -> Row:
 
 
 def noise_scale(fits: CurveFits) -> Row:
-    """Refuse: T(B) says nothing of gradients, whose norms `statistics.noise_scale` takes."""
-    words = "needs gradient norms at the same weights for two batch sizes, which no record holds"
+    """Refuse: T(B) says nothing of gradients, which `quantities.noise_scales` reads."""
+    words = "needs gradient norms at two batch sizes: runs that measure them (base.diagnostics.noise_scale)"
     return _row("noise_scale", fits, _NOTHING, [Finding("refused", words)])
 
 
@@ -215,6 +215,7 @@ def _row(definition: str, fits: CurveFits, estimate: Estimate, own: Iterable[Fin
         estimate = replace(estimate, value=None)
     return {
         "definition": definition,
+        "branch_tokens": None,
         "residuals": fits.label,
         **_columns("critical_batch_tokens", estimate),
         "tokens_to_target": fits.series.tokens_at(estimate.value),

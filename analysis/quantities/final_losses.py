@@ -77,6 +77,7 @@ def final_losses(records: Records, level: float) -> FinalLosses:
 def final_runs(records: Records) -> pl.DataFrame:
     """Return a row per run that ended by its budget or diverged: its setting, `seed`, `tokens` seen and `loss_nats`.
 
+    FLOPs and seconds are those of `own_tokens`: of a branch, the tokens after the state that it starts from.
     `loss_nats` is the loss that the run's protocol reads; null for a run that diverged. `single` says that the run has
     one trained evaluation and so no curve. A run that ended inside its warmup tells how far its rate had risen, nothing
     of its optimizer, and is left out.
@@ -99,10 +100,13 @@ def final_runs(records: Records) -> pl.DataFrame:
         .drop("train_seconds")
         .join(last, on="run_id", how="left")
         .filter(diverged | (pl.col("tokens") > pl.col("warmup_tokens").fill_null(0)))
-        .with_columns(loss_nats=pl.when(~diverged & loss.is_finite()).then(loss))
+        .with_columns(
+            loss_nats=pl.when(~diverged & loss.is_finite()).then(loss),
+            own_tokens=pl.col("tokens") - pl.col("branch_tokens").fill_null(0),
+        )
         .select(
             "run_id", "stage", "model", "optimizer", "global_batch_tokens", "tuning", "peak_lr",
-            "tokens", "loss_nats", "train_flops", "train_seconds", "warmup_tokens", "single",
+            "tokens", "own_tokens", "loss_nats", "train_flops", "train_seconds", "warmup_tokens", "single",
             protocol=pl.col("protocol").replace("mid_schedule", "decayed"),
             token_budget=pl.coalesce("token_budget", "realized_tokens", "tokens"),
             seed=SEED_NAME,

@@ -1,16 +1,14 @@
 """Gaps: final loss of the baseline less that of a challenger at the same batch and budget, each at its best rate."""
 
 from collections.abc import Iterator
-from typing import Any
 
-import numpy as np
 import polars as pl
 from scipy.special import stdtr
 
 from analysis.quantities.final_losses import FinalLosses, StandardError
 from analysis.quantities.final_pairs import PLACE, FinalPair, Row, final_pairs, handed_on, together
+from analysis.quantities.multiple_tests import add_holm
 from analysis.schemas import GAPS, table
-from analysis.statistics.multiplicity import holm
 from analysis.statistics.noise import NO_NOISE, t_quantile
 from analysis.verdicts import Finding, verdict_columns
 
@@ -27,13 +25,7 @@ def gaps(finals: FinalLosses, baseline: str, level: float) -> pl.DataFrame:
     Assumption: differences vary alike at the chosen rates and at rates of the same rank in the two grids.
     """
     rows = [row for pair in final_pairs(finals, baseline) for row in _rows(pair, level)]
-    families: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        if row["p_value"] is not None:
-            families.setdefault(tuple(row[name] for name in _FAMILY), []).append(row)
-    for family in families.values():
-        for row, adjusted in zip(family, holm(np.array([row["p_value"] for row in family])), strict=True):
-            row["p_value_holm"] = float(adjusted)
+    add_holm(rows, _FAMILY)
     return table(rows, GAPS)
 
 
@@ -75,5 +67,4 @@ def _estimate(gap: float | None, error: StandardError | None, level: float) -> d
         half = t_quantile(level, error.dof) * error.size
         low, high = gap - half, gap + half
         p_value = float(2 * stdtr(error.dof, -abs(gap) / error.size))
-    names = ("gap_nats", "gap_nats_low", "gap_nats_high", "p_value", "p_value_holm")
-    return dict(zip(names, (gap, low, high, p_value, None), strict=True))
+    return {"gap_nats": gap, "gap_nats_low": low, "gap_nats_high": high, "p_value": p_value}

@@ -152,7 +152,7 @@ def _costs(runs: pl.DataFrame, batch: int, tokens: float | None) -> dict[str, fl
     def until_target(name: str) -> float | None:
         if tokens is None or runs.is_empty() or runs[name].null_count():
             return None
-        return tokens * float(runs.select(pl.col(name).sum() / pl.col("tokens").sum()).item())
+        return tokens * float(runs.select(pl.col(name).sum() / pl.col("own_tokens").sum()).item())
 
     return {
         "steps_to_target": None if tokens is None else tokens / batch,

@@ -61,14 +61,22 @@ def busy_clocks(records: Records) -> dict[Place, tuple[Finding, ...]]:
 
 def _fitted(runs: pl.DataFrame, findings: Mapping[Place, tuple[Finding, ...]]) -> dict[Place, StepCost]:
     """Fit the runs' own seconds per step; on each device, the runs on the fewest of it, which communicate least."""
-    steps = pl.col("tokens_seen") / pl.col("global_batch_tokens")
-    timed = runs.filter(pl.col("train_seconds") > 0, pl.col("tokens_seen") > 0).with_columns(
+    own_tokens = pl.col("tokens_seen") - pl.col("branch_tokens").fill_null(0)
+    steps = own_tokens / pl.col("global_batch_tokens")
+    timed = runs.filter(pl.col("train_seconds") > 0, own_tokens > 0, _own_steps_are_alike()).with_columns(
         step_seconds=pl.col("train_seconds") / steps, num_devices=pl.col("num_devices").fill_null(1)
     )
     timed = timed.filter(pl.col("num_devices") == pl.col("num_devices").min().over(*Place._fields))
     groups = timed.group_by(*Place._fields, maintain_order=True)
     places = ((Place(*map(str, key)), group) for key, group in groups)
     return {place: _fit(group, findings.get(place, ())) for place, group in places}
+
+
+def _own_steps_are_alike() -> pl.Expr:
+    """Tell the runs whose own steps are all of one batch: a branch changes it where it starts, if at all."""
+    batch = pl.col("global_batch_tokens")
+    one_batch = (pl.col("step") * batch - pl.col("tokens_seen")).abs() < batch
+    return one_batch.fill_null(value=True) | pl.col("branch_tokens").is_not_null()
 
 
 def _fit(runs: pl.DataFrame, findings: tuple[Finding, ...]) -> StepCost:

@@ -8,14 +8,15 @@ from analysis.inputs.records import Records
 from analysis.schemas import TARGETS
 
 _CELL = ("model", "optimizer", "protocol", "global_batch_tokens")
-_INTERPOLATED = ("tokens_seen", "train_flops", "train_seconds", "loss_nats")
+_INTERPOLATED = ("step", "tokens_seen", "train_flops", "train_seconds", "loss_nats")
 
 
 def targets(records: Records) -> pl.DataFrame:
     """Match every run's loss curve to every target of its model (`schemas.TARGETS`), and add the rows that are given.
 
     T is the first crossing: linear in log tokens between the two marks that bracket it, on the running minimum of the
-    curve. Steps follow from tokens; FLOPs and seconds are interpolated linearly in tokens between the same marks.
+    curve. Steps follow from tokens, at one batch throughout; where it changed, they are interpolated, as FLOPs and
+    seconds are, linearly in tokens between the same marks.
     A run that diverged reaches no target, not even one that it had crossed before: its rate could not be used.
     A run already at the target at its first trained mark gives no T: its crossing has no bracket in log tokens.
     Runs that give no crossing at all have no row: those of `WITHOUT_CROSSINGS`, and those evaluated once.
@@ -29,7 +30,7 @@ def targets(records: Records) -> pl.DataFrame:
         .with_columns(status=_status())
         .with_columns(tokens_to_target=pl.when(pl.col("status") == "reached").then(_crossing_tokens()))
         .with_columns(
-            steps_to_target=pl.col("tokens_to_target") / pl.col("global_batch_tokens"),
+            steps_to_target=_steps_at_crossing(),
             bound_tokens=_bound(),
             flops_to_target=_at_crossing("train_flops"),
             train_seconds_to_target=_at_crossing("train_seconds"),
@@ -152,6 +153,12 @@ def _bound() -> pl.Expr:
     bounds = {"not_reached": "last_mark_tokens", "reached_at_first_eval": "tokens_seen_after"}
     bound = pl.coalesce(pl.when(pl.col("status") == status).then(pl.col(name)) for status, name in bounds.items())
     return pl.when(bound > 0).then(bound.cast(pl.Float64))
+
+
+def _steps_at_crossing() -> pl.Expr:
+    batch = pl.col("global_batch_tokens")
+    of_one_batch = (pl.col("step_after") * batch - pl.col("tokens_seen_after")).abs() < batch
+    return pl.when(of_one_batch).then(pl.col("tokens_to_target") / batch).otherwise(_at_crossing("step"))
 
 
 def _at_crossing(name: str) -> pl.Expr:

@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from scipy.special import stdtr
 
 from analysis.quantities.cells import Cells
-from analysis.quantities.pairs import Pair, Sides
+from analysis.quantities.multiple_tests import add_holm
+from analysis.quantities.pairs import CONTEXT, Pair, Sides
 from analysis.quantities.ratio_trend import Ratios, ratio_trends
 from analysis.schemas import TOKEN_RATIOS, table
 from analysis.statistics.intervals import Estimate
@@ -25,7 +27,7 @@ Row = dict[str, Any]
 def token_ratios(compared: Sequence[Pair], level: float) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Return the tables `token_ratios` and `ratio_trends`: the baseline against every other optimizer.
 
-    Two that share no batch are refused.
+    Two that share no batch are refused. Tests of R = 1 are corrected over all challengers and batches at one target.
 
     Source: R_L(B) is arXiv 2505.02222, eq. 2.
     """
@@ -39,6 +41,7 @@ def token_ratios(compared: Sequence[Pair], level: float) -> tuple[pl.DataFrame, 
         sides = pair.sides(both, both)
         rows += [_row(pair, batch, sides, level) for batch in pair.batches]
         ratios.append(_ratios(pair, sides))
+    add_holm(rows, CONTEXT)
     return table(rows, TOKEN_RATIOS), ratio_trends(ratios, level)
 
 
@@ -63,10 +66,12 @@ def _ratios(pair: Pair, sides: Sides) -> Ratios:
 def _row(pair: Pair, batch: int, sides: Sides, level: float) -> Row:
     findings = _handed_on(pair, batch)
     if batch in sides.batches[0]:
-        ratio, saved = _estimates(sides, sides.batches[0].index(batch), level)
+        place = sides.batches[0].index(batch)
+        ratio, saved = _estimates(sides, place, level)
+        p_value = _p_value(sides, place)
         findings += [] if ratio.low is not None else [Finding("few_points", NO_NOISE)]
     else:
-        ratio, saved = _bounds(pair, batch, level), Estimate(None)
+        ratio, saved, p_value = _bounds(pair, batch, level), Estimate(None), None
     return {
         **pair.names,
         "global_batch_tokens": batch,
@@ -76,6 +81,7 @@ def _row(pair: Pair, batch: int, sides: Sides, level: float) -> Row:
         "tokens_saved": saved.value,
         "tokens_saved_low": saved.low,
         "tokens_saved_high": saved.high,
+        "p_value": p_value,
         "num_pairs": sides.num_pairs.get(batch, 0),
         **verdict_columns(findings),
     }
@@ -114,6 +120,22 @@ def _estimates(sides: Sides, place: int, level: float) -> tuple[Estimate, Estima
     factor = float(np.exp(t * own.of_difference(0, 1)))
     around = _saved(log_tokens[:, None] + t * _ellipse(own.covariance))
     return Estimate(ratio, ratio / factor, ratio * factor), Estimate(saved, float(around.min()), float(around.max()))
+
+
+def _p_value(sides: Sides, place: int) -> float | None:
+    """Return the two-sided p-value of equal tokens: of a t test, or the share of resamples on the other side of 1 (of
+    at least one resample), twice.
+    """
+    places = [place, place + len(sides.batches[0])]
+    if sides.resamples is not None:
+        drawn = sides.resamples[:, places[0]] - sides.resamples[:, places[1]]
+        beyond = max(1, min(int((drawn <= 0).sum()), int((drawn >= 0).sum())))
+        return min(2 * beyond / len(drawn), 1.0)
+    if sides.errors is None:
+        return None
+    own = sides.errors.at(places)
+    log_ratio = sides.log_tokens[places[0]] - sides.log_tokens[places[1]]
+    return float(2 * stdtr(own.dof, -abs(log_ratio) / own.of_difference(0, 1)))
 
 
 def _saved(log_tokens: Array) -> Array:

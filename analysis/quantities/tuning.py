@@ -9,12 +9,16 @@ _SETTING = ("global_batch_tokens", "token_budget", "tuning", "peak_lr")
 
 
 def tuning(records: Records) -> pl.DataFrame:
-    """Return the table `tuning`; all runs count, those that diverged or stopped early too, up to where they are.
+    """Return the table `tuning`; all runs count, those that diverged or stopped early too, up to where they are, and
+    branches from where they start.
 
     A total to which one run gives no number is null.
     """
     spent = records.evaluations.group_by("run_id").agg(pl.col("tokens_seen", "train_flops", "train_seconds").max())
-    runs = records.runs.drop("tokens_seen", "train_seconds").join(spent, on="run_id")
+    own_tokens = pl.max_horizontal(pl.col("tokens_seen") - pl.col("branch_tokens").fill_null(0), 0)
+    runs = (
+        records.runs.drop("tokens_seen", "train_seconds").join(spent, on="run_id").with_columns(tokens_seen=own_tokens)
+    )
     return (
         runs.group_by("model", "optimizer")
         .agg(

@@ -28,7 +28,7 @@ class WeightAverage(StepCallback):
 
     @torch.no_grad()
     def on_step_end(self, trainer: pl.Trainer, module: LanguageModel) -> None:
-        keep = averaging_weight(trainer.global_step, module.run.averaging, module.run.global_batch_tokens)
+        keep = averaging_weight(trainer.global_step, module.run.averaging, module.run.clock)
         torch._foreach_lerp_(self.average, _weights(module), 1.0 - keep)
 
     @contextmanager

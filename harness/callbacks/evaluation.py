@@ -7,11 +7,12 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from harness.batch_plan import RunPlan
 from harness.callbacks.averaging import WeightAverage
 from harness.callbacks.clocks import Clocks
 from harness.callbacks.probe import UpdateProbe
 from harness.callbacks.step_callback import StepCallback
-from harness.flops import forward_backward_flops_per_token, optimizer_flops_per_step
+from harness.flops import train_flops
 from harness.module import LanguageModel
 from harness.record import RunFolder, Value, append_row, read_rows, trim_rows
 
@@ -24,6 +25,8 @@ DIVERGED_AFTER_GROWTH = 2.0
 class Evaluation(StepCallback):
     """Evaluates raw and averaged weights on the same sequences at each mark and appends the row.
 
+    The first row is that of the untrained model; of a branch, that of the state which it starts from.
+
     `stop_reason` is null until the run is over: budget, target, non_finite_loss or loss_above_start.
     """
 
@@ -31,15 +34,16 @@ class Evaluation(StepCallback):
         self,
         folder: RunFolder,
         marks: list[int],
+        plan: RunPlan,
         batches: list[Tensor],
         clocks: Clocks,
         probe: UpdateProbe,
         average: WeightAverage | None,
     ) -> None:
         self.stop_reason: str | None = None
-        self._folder, self._marks, self._batches = folder, set(marks), batches
+        self._folder, self._marks, self._plan, self._batches = folder, set(marks), plan, batches
         self._clocks, self._probe, self._average = clocks, probe, average
-        self._last_mark = 0
+        self._first_mark = self._last_mark = min(marks)
         self._initial_loss = math.inf
         self._above_start_since: int | None = None
 
@@ -48,7 +52,8 @@ class Evaluation(StepCallback):
             self._take_up_rows(trainer.global_step)
         else:
             pl_module.train_loss_sum.zero_()  # a checkpoint has the sum over all processes: the first has it
-        if trainer.global_step == 0:
+        if trainer.global_step == self._first_mark:
+            self._last_mark = self._first_mark
             self._evaluate(trainer, pl_module)
 
     def on_step_end(self, trainer: pl.Trainer, module: LanguageModel) -> None:
@@ -57,9 +62,10 @@ class Evaluation(StepCallback):
 
     def _take_up_rows(self, step: int) -> None:
         """Drop the rows that will be made again. Raises: ValueError when one is missing that will not be."""
-        trim_rows(self._folder.evaluations, last_step=step if step else -1)
+        resumed = step > self._first_mark
+        trim_rows(self._folder.evaluations, last_step=step if resumed else -1)
         found = [row["step"] for row in read_rows(self._folder.evaluations)]
-        expected = [mark for mark in sorted(self._marks) if mark <= step] if step else []
+        expected = [mark for mark in sorted(self._marks) if mark <= step] if resumed else []
         if found != expected:
             raise ValueError(
                 f"{self._folder.evaluations}: has the rows of steps {found}, but the checkpoint was made after those "
@@ -76,8 +82,8 @@ class Evaluation(StepCallback):
         row: dict[str, Value] = {
             "run_id": run.run_id,
             "step": step,
-            "tokens_seen": step * run.global_batch_tokens,
-            "train_flops": step * _flops_per_step(module),
+            "tokens_seen": run.clock.tokens_after(step),
+            "train_flops": train_flops(run, step),
             "train_seconds": self._clocks.seconds["train"],
             "train_cpu_seconds": None if module.device.type == "cuda" else self._clocks.train_cpu_seconds,
             "eval_seconds": self._clocks.seconds["eval"],
@@ -96,7 +102,9 @@ class Evaluation(StepCallback):
     def _decide(
         self, trainer: pl.Trainer, module: LanguageModel, raw: float, averaged: float | None, train: float | None
     ) -> None:
-        run, step = module.run, trainer.global_step
+        run, step, tokens_after = module.run, trainer.global_step, module.run.clock.tokens_after
+        if run.branch and step == self._first_mark:
+            return  # trained from token 0, the run may have no mark here
         if step == 0:
             self._initial_loss = raw
         above = step > run.warmup_steps and raw > self._initial_loss
@@ -104,7 +112,9 @@ class Evaluation(StepCallback):
         watched = raw if averaged is None else averaged
         if not all(math.isfinite(loss) for loss in (raw, averaged, train) if loss is not None):
             self.stop_reason = "non_finite_loss"
-        elif self._above_start_since is not None and step >= DIVERGED_AFTER_GROWTH * self._above_start_since:
+        elif self._above_start_since is not None and tokens_after(step) >= DIVERGED_AFTER_GROWTH * tokens_after(
+            self._above_start_since
+        ):
             self.stop_reason = "loss_above_start"
         elif step == run.steps:
             self.stop_reason = "budget"
@@ -130,13 +140,14 @@ class Evaluation(StepCallback):
             return self._loss(trainer, module)
 
     def _train_loss(self, trainer: pl.Trainer, module: LanguageModel) -> float | None:
-        """Return the mean loss of the micro-batches since the last mark, and start the next sum."""
-        steps = trainer.global_step - self._last_mark
+        """Return the mean loss of the tokens since the last mark, and start the next sum."""
+        clock = module.run.clock
+        tokens = clock.tokens_after(trainer.global_step) - clock.tokens_after(self._last_mark)
         self._last_mark = trainer.global_step
-        if not steps:
+        if not tokens:
             return None
-        micro_batches = steps * trainer.accumulate_grad_batches * trainer.world_size
-        mean = float(trainer.strategy.reduce(module.train_loss_sum, reduce_op="sum")) / micro_batches
+        weights = tokens / self._plan.final.micro_batch_tokens
+        mean = float(trainer.strategy.reduce(module.train_loss_sum, reduce_op="sum")) / weights
         module.train_loss_sum.zero_()
         return mean
 
@@ -151,13 +162,6 @@ class Evaluation(StepCallback):
         self._last_mark = state_dict["last_mark"]
         self._initial_loss = state_dict["initial_loss"]
         self._above_start_since = state_dict["above_start_since"]
-
-
-def _flops_per_step(module: LanguageModel) -> float:
-    run = module.run
-    return forward_backward_flops_per_token(run.model) * run.global_batch_tokens + optimizer_flops_per_step(
-        run.model, run.optimizer
-    )
 
 
 def _finite(loss: float | None) -> float | None:

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -29,12 +30,15 @@ class Checkpoints(StepCallback):
     """Saves every `every_seconds` (`auto`: as `interval` says), and once more when a signal came, then raises
     `Interrupted`.
 
-    A checkpoint in the middle of an accumulated batch would resume silently wrong, so this is the only place that
-    saves.
+    After the steps of `kept` it saves under that name too, for branches. A checkpoint in the middle of an accumulated
+    batch would resume silently wrong, so this is the only place that saves.
     """
 
-    def __init__(self, path: Path, every_seconds: float | Literal["auto"], clocks: Clocks) -> None:
+    def __init__(
+        self, path: Path, every_seconds: float | Literal["auto"], clocks: Clocks, kept: Mapping[int, Path]
+    ) -> None:
         self._path = path
+        self._kept = kept
         self._every_seconds = every_seconds
         self._clocks = clocks
         self._signalled = False
@@ -75,20 +79,25 @@ class Checkpoints(StepCallback):
         self._handlers = {}
 
     def on_step_end(self, trainer: pl.Trainer, module: LanguageModel) -> None:
+        if trainer.global_step in self._kept:
+            self._save(trainer, module, self._kept[trainer.global_step])
         interrupted, due = self._agree(trainer)
         finished = trainer.should_stop or trainer.global_step == module.run.steps
         if finished or not (interrupted or due):
             return
         began = time.monotonic()
-        with self._clocks.use("other"):
-            trainer.strategy.reduce(module.train_loss_sum, reduce_op="sum")  # in place
-            trainer.save_checkpoint(self._path)
-            if not trainer.is_global_zero:
-                module.train_loss_sum.zero_()
+        self._save(trainer, module, self._path)
         self._saved_at = time.monotonic()
         self._save_seconds = self._saved_at - began
         if interrupted:
             raise Interrupted(f"stopped by a signal after step {trainer.global_step}; the checkpoint is complete")
+
+    def _save(self, trainer: pl.Trainer, module: LanguageModel, path: Path) -> None:
+        with self._clocks.use("other"):
+            trainer.strategy.reduce(module.train_loss_sum, reduce_op="sum")  # in place
+            trainer.save_checkpoint(path)
+            if not trainer.is_global_zero:
+                module.train_loss_sum.zero_()
 
     def _check_resumption(self, world_size: int) -> None:
         """Raise ValueError unless all processes go on from the same step: a folder that several nodes share may show

@@ -27,11 +27,12 @@ class Progress(StepCallback):
         elapsed = time.monotonic() - self._since
         if elapsed < EVERY_SECONDS or not trainer.is_global_zero:
             return
-        batch, step = module.run.global_batch_tokens, trainer.global_step
+        clock, step = module.run.clock, trainer.global_step
+        tokens_seen = clock.tokens_after(step)
         content = {
             "step": step,
-            "tokens_seen": step * batch,
-            "tokens_per_second": (step - self._step) * batch / elapsed,
+            "tokens_seen": tokens_seen,
+            "tokens_per_second": (tokens_seen - clock.tokens_after(self._step)) / elapsed,
         }
         write_json(self._folder.progress, content, durable=False)
         self._since, self._step = time.monotonic(), step

@@ -11,8 +11,8 @@ class StepCallback(pl.Callback):
     """Calls `on_step_end` once an optimizer step; Lightning's own hooks count micro-batches."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *outputs_and_batch: Any) -> None:
-        *_, batch_idx = outputs_and_batch
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+        del outputs_and_batch
+        if not trainer.fit_loop._should_accumulate():
             self.on_step_end(trainer, pl_module)
 
     def on_step_end(self, trainer: pl.Trainer, module: LanguageModel) -> None:

@@ -48,6 +48,9 @@ class AdamWRule(Rule):
         if not weights:
             return
         steps = [_step(weight, state[weight]) for weight in weights]
+        if ahead := group.get("steps_ahead"):
+            torch._foreach_add_(steps, 1)
+            steps = list(torch._foreach_add(steps, ahead - 1))  # the kernel corrects by these, and adds one
         import_module("torch.optim.adamw").adamw(
             weights,
             gradients,

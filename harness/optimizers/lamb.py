@@ -31,7 +31,7 @@ class LambConfig(Optimizer):
         weights, gradients = with_gradients(group)
         if not weights:
             return
-        (beta1, beta2), step = group["betas"], advanced(weights, state)
+        (beta1, beta2), step = group["betas"], advanced(weights, state) + group.get("steps_ahead", 0)
         means, squares = kept("exp_avg", weights, state), kept("exp_avg_sq", weights, state)
         torch._foreach_lerp_(means, gradients, 1.0 - beta1)
         torch._foreach_mul_(squares, beta2)

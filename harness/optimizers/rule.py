@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
+from harness.batch_clock import BatchClock
 from harness.frozen import Frozen
 from harness.optimizers.rates import HalfLife, NonNegative, Positive, decay_per_step
 from harness.optimizers.torch_later import Tensor, torch
@@ -39,6 +40,19 @@ class Rule(Frozen):
         """Return what `step` reads from its group, decay rates as factors per step."""
         names = [name for name in type(self).model_fields if name not in _NOT_OPTIONS]
         return {name: _per_step(getattr(self, name), tokens_per_step) for name in names}
+
+    def options_of_step(self, clock: BatchClock, step: int) -> Group:
+        """Return the options that follow the batch of a step: decay rates that are half-lives in tokens.
+
+        `steps_ahead` goes with betas that do: how many more steps of this batch than were taken give the tokens seen so
+        far. So moments are corrected for their start at zero as the tokens say.
+        """
+        batch = clock.batch_at(step)
+        settings = {name: getattr(self, name) for name in type(self).model_fields if name not in _NOT_OPTIONS}
+        found = {name: _per_step(each, batch) for name, each in settings.items() if _has_half_life(each)}
+        if "betas" in found:
+            found["steps_ahead"] = clock.tokens_after(step - 1) / batch - (step - 1)
+        return found
 
     @abstractmethod
     def state_numbers(self, shape: Shape) -> int:
@@ -112,6 +126,10 @@ def advanced(weights: list[Tensor], state: State) -> int:
             state[weight]["step"] = torch.zeros(())
         state[weight]["step"] += 1
     return int(state[weights[0]]["step"])
+
+
+def _has_half_life(setting: Any) -> bool:
+    return isinstance(setting, HalfLife) or (isinstance(setting, tuple) and any(map(_has_half_life, setting)))
 
 
 def _per_step(setting: Any, tokens_per_step: int) -> Any:

@@ -72,11 +72,12 @@ class SoapConfig(Optimizer):
 
 def _update(weight: Tensor, gradient: Tensor, own: dict[str, Tensor], adam_steps: int, group: Group) -> None:
     (beta1, beta2), mean, square = group["betas"], own["exp_avg"], own["exp_avg_sq"]
+    corrected_steps = adam_steps + group.get("steps_ahead", 0)
     turned = _turn(gradient, own)
     mean.lerp_(gradient, 1.0 - beta1)
     square.mul_(beta2).addcmul_(turned, turned, value=1.0 - beta2)
-    denominator = (square / (1.0 - beta2**adam_steps)).sqrt_().add_(group["eps"])
-    update = _turn_back(_turn(mean, own) / (1.0 - beta1**adam_steps) / denominator, own)
+    denominator = (square / (1.0 - beta2**corrected_steps)).sqrt_().add_(group["eps"])
+    update = _turn_back(_turn(mean, own) / (1.0 - beta1**corrected_steps) / denominator, own)
     weight.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
 
 

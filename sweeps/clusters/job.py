@@ -7,6 +7,7 @@ requeues: the run saves its checkpoint, and the job waits for whichever it is. A
 it, skips what has results and goes on from the checkpoints.
 """
 
+import math
 import os
 import shlex
 import signal
@@ -17,14 +18,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from harness import STOPPED
 from harness.origin import job_id
 from harness.record import RunFolder, read_json
-from sweeps.clusters.queue import queue_lock, queued_jobs, remember
-from sweeps.distributed import LAUNCHER
-from sweeps.launch import choose_confirmations, longest_first
+from sweeps.branches import branch_of, hold_of
+from sweeps.clusters.shares import Share, runs_of
+from sweeps.clusters.stops import Stop, forget_stop, write_stop
+from sweeps.confirmations import partly_chosen
+from sweeps.distributed import LAUNCHER, is_of_a_lost_connection
 from sweeps.pool import TRAIN, Pool
 from sweeps.printing import counted
 from sweeps.store import SweepFolder, is_missing
@@ -44,29 +47,34 @@ _ALREADY_REQUEUED = ("pending", "already completing", "being requeued")
 class Job:
     """A task of a job array, as it is pickled: plain values only.
 
-    It trains `run_ids`; or, where `share` is (number, of), that share of the sweep's confirmations, which it chooses if
-    they are not chosen yet.
+    It trains `run_ids`, or a share of the sweep's confirmations. A signal that comes `notice_seconds` after its start
+    or later is that of the time limit.
     """
 
     sweep: str
     run_ids: tuple[str, ...] = ()
-    share: tuple[int, int] | None = None
+    share: Share | None = None
     threads: int = 1
     max_requeues: int = 0
+    notice_seconds: float = math.inf
     train: str = TRAIN
 
     def __call__(self) -> str:
         """Train what is missing. Raises: RuntimeError when a run has failed; SystemExit when the job is requeued."""
-        signals = Signals()
+        started, signals = time.monotonic(), Signals()
+        forget_stop(Path(self.sweep), job_id() or "")
         runs = [run for run in self._runs() if not _failed_in_this_job(run)]
         try:
             self._train(runs, signals)
         except KeyboardInterrupt:
+            _say(f"{signals.in_words} received")
             if any(is_missing(run) and not _failed_in_this_job(run) for run in runs):
-                self._start_again(signals)
-        failed = [run.path.name for run in runs if is_missing(run)]
+                self._start_again(signals, time.monotonic() - started)
+        failed = [run for run in runs if is_missing(run)]
         if failed:
-            raise RuntimeError(f"{len(failed)} of {counted(len(runs), 'run')} failed: {', '.join(failed)}")
+            raise RuntimeError(
+                f"{len(failed)} of {counted(len(runs), 'run')} failed: {', '.join(map(_failed_in_words, failed))}"
+            )
         return f"{counted(len(runs), 'run')} trained"
 
     def checkpoint(self) -> "DelayedSubmission":
@@ -79,35 +87,41 @@ class Job:
         folder = SweepFolder(Path(self.sweep))
         if self.share is None:
             return [folder.run(run_id) for run_id in self.run_ids]
-        number, of = self.share
-        spec = folder.read_spec()
-        chosen = [run.run_id for run in longest_first(choose_confirmations(spec, folder), spec.machine)]
-        shares = tuple(tuple(chosen[each::of]) for each in range(of))
-        _remember_shares(shares, number, folder.path)
-        return [folder.run(run_id) for run_id in shares[number]]
+        chosen = runs_of(self.share, folder)
+        for line in partly_chosen(folder):
+            _say(line)
+        return [folder.run(run_id) for run_id in chosen]
 
     def _train(self, runs: Iterable[RunFolder], signals: "Signals") -> None:
-        threads = SweepFolder(Path(self.sweep)).read_spec().machine.threads or self.threads
         launcher = f"{shlex.quote(sys.executable)} -m sweeps.clusters.ranks"
-        environment = {"OMP_NUM_THREADS": str(threads), LAUNCHER: launcher}  # which GPUs, Slurm has said already
+        # Threads of runs whose machine.json names none; which GPUs, Slurm has said already.
+        environment = {"OMP_NUM_THREADS": str(self.threads), LAUNCHER: launcher}
         with Pool([environment], self.train, died=_say_died) as pool:
             signals.listen()  # the pool has its own, for a person at a keyboard
             pool.train(runs, tick=signals.raise_if_any)
 
-    def _start_again(self, signals: "Signals") -> None:
+    def _start_again(self, signals: "Signals", after_seconds: float) -> None:
         """Requeue this job and leave; or wait for its end, when that is what was announced."""
         if signal.SIGUSR2 not in signals.caught:
-            _say("stopped by SIGTERM; every run in hand is saved; waiting for Slurm to end or requeue this job")
+            _say("every run in hand is saved; waiting for Slurm to end or requeue this job")
             signals.wait(signal.SIGUSR2, ENDED_WITHIN_SECONDS)
         restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         if restarts >= self.max_requeues:
-            raise RuntimeError(
-                f"stopped by Slurm after {counted(restarts, 'restart')}, no more are allowed (max_requeues "
-                f"{self.max_requeues} of the cluster's profile); critbatch submit goes on from the checkpoints"
-            )
+            self._give_up(restarts, signal.SIGUSR2 in signals.caught and after_seconds >= self.notice_seconds)
         requeue(os.environ["SLURM_JOB_ID"])
         _say("requeued")
         sys.exit(STOPPED)
+
+    def _give_up(self, restarts: int, is_time_limit: bool) -> NoReturn:
+        """Write down why the job's runs have no result, and fail."""
+        cause = "reached its time limit" if is_time_limit else "was stopped by Slurm"
+        after = f" after {counted(restarts, 'restart')}" if restarts else ""
+        reason = (
+            f"job {job_id()} {cause}{after} and is not requeued (max_requeues {self.max_requeues} of the cluster's "
+            f"profile, or requeue: false); critbatch submit goes on from the checkpoints"
+        )
+        write_stop(Stop(reason=reason, is_time_limit=is_time_limit), Path(self.sweep), job_id() or "")
+        raise RuntimeError(reason)
 
 
 class Signals:
@@ -116,6 +130,10 @@ class Signals:
     def __init__(self) -> None:
         self.caught: set[int] = set()
         self.listen()
+
+    @property
+    def in_words(self) -> str:
+        return " and ".join(sorted(signal.Signals(number).name for number in self.caught))
 
     def listen(self) -> None:
         """Take the signals over, from submitit or from the pool."""
@@ -135,17 +153,13 @@ class Signals:
     def _remember(self, number: int, frame: FrameType | None) -> None:
         del frame
         self.caught.add(number)
-        _say(f"{signal.Signals(number).name} received")
 
 
-def _remember_shares(shares: tuple[tuple[str, ...], ...], own: int, sweep: Path) -> None:
-    """Write down which task of this array has which runs, for their states; all its tasks write the same."""
-    array, _, task = (job_id() or "").partition("_")
-    first = own - int(task or 0)
-    with queue_lock(sweep):
-        for job in queued_jobs(sweep):
-            if job.job_id == array:
-                remember(job.model_copy(update={"tasks": shares[first : first + len(job.tasks)]}), sweep)
+def notice_seconds(minutes: int, signal_seconds: int) -> float:
+    """Return how long after its start a job gets the signal of its time limit, at the earliest: Slurm may send it a
+    minute early, and the job starts to count up to half a minute late.
+    """
+    return max(60.0 * minutes - signal_seconds - 90.0, 0.0)
 
 
 def requeue(slurm_job_id: str) -> None:
@@ -166,13 +180,23 @@ def requeue(slurm_job_id: str) -> None:
 
 
 def _failed_in_this_job(run: RunFolder) -> bool:
-    """Say whether the run failed before a requeue of this very job: it would again."""
+    """Say whether the run failed before a requeue of this very job: it would again, unless it merely lost a process, as
+    when a node dies: then the job is requeued before anybody settles that.
+    """
     if not run.failure.exists():
         return False
     try:
-        return job_id() is not None and read_json(run.failure).get("job_id") == job_id()
+        failure = read_json(run.failure)
     except ValueError:
         return False
+    in_this_job = job_id() is not None and failure.get("job_id") == job_id()
+    return in_this_job and not is_of_a_lost_connection(str(failure.get("reason")))
+
+
+def _failed_in_words(run: RunFolder) -> str:
+    """Return the run's name, with what keeps it from starting if it is a branch."""
+    hold = hold_of(run, branch_of(run))
+    return f"{run.path.name} ({hold.words})" if hold else run.path.name
 
 
 def _say_died(run: RunFolder, cause: str) -> None:

@@ -4,16 +4,18 @@ A job that has begun holds the claim of its folder as a worker holds that of a r
 seen to have died. One whose folder is gone before it begins trains nothing.
 """
 
+import os
 import shutil
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
 from harness.frozen import Frozen
+from harness.origin import host_name
 from harness.record import RunFolder, read_json, write_json
 from sweeps.clusters.queue import queue_folder, queue_lock
 from sweeps.store import claim, holder, is_claimed
@@ -36,6 +38,12 @@ def announce(sweep: Path, run_ids: Sequence[str]) -> Path:
     place.mkdir(parents=True)
     write_json(place / "job.json", job.model_dump(mode="json"))
     return place
+
+
+def note_process(place: Path, process: int) -> None:
+    """Write down which process of this machine is to be the job, unless it is over already."""
+    with suppress(FileNotFoundError):
+        (place / "process").write_text(f"{host_name()} {process}")
 
 
 @contextmanager
@@ -75,6 +83,12 @@ def local_jobs(sweep: Path) -> dict[str, LocalJob]:
     return {path.parent.name: LocalJob.parse(read_json(path), str(path)) for path in paths if path.exists()}
 
 
+def died_before(sweep: Path) -> list[str]:
+    """Return the processes that ended before their jobs began: the names of their logs begin with them."""
+    dead = [place for place in _places(sweep) if not RunFolder(place).claim.exists() and _has_died(place)]
+    return [(place / "process").read_text().rpartition(" ")[2] for place in dead]
+
+
 def _places(sweep: Path) -> list[Path]:
     return sorted(queue_folder(sweep).glob("local-*"))
 
@@ -83,6 +97,22 @@ def _is_live(place: Path) -> bool:
     try:
         if RunFolder(place).claim.exists():
             return is_claimed(RunFolder(place))
-        return time.time() - place.stat().st_mtime < _BEGINS_WITHIN_SECONDS
+        return time.time() - place.stat().st_mtime < _BEGINS_WITHIN_SECONDS and not _has_died(place)
     except FileNotFoundError:
+        return False
+
+
+def _has_died(place: Path) -> bool:
+    """Say whether the process that is to be the job has ended, as far as this machine can tell."""
+    if not (place / "process").exists():
+        return False
+    host, _, number = (place / "process").read_text().partition(" ")
+    if host != host_name() or not number.isdigit():
+        return False
+    try:
+        os.kill(int(number), 0)
+        return "\nState:\tZ" in Path(f"/proc/{number}/status").read_text()  # ended, and its parent has not looked
+    except ProcessLookupError:
+        return True
+    except OSError:  # somebody else's, or a system without /proc
         return False

@@ -65,6 +65,22 @@ class ClusterProfile(Frozen):
             )
         return self
 
+    def devices_on_a_node(self, devices: int) -> int:
+        """Return how many of a run's devices are on each of its nodes, which all have as many.
+
+        Raises: ValueError when that is no whole number of nodes.
+        """
+        if self.devices_per_node is None or devices <= self.devices_per_node:
+            return devices
+        if rest := devices % self.devices_per_node:
+            below = devices - rest
+            raise ValueError(
+                f"a run on {devices} devices does not fill whole nodes of {self.name}, which have "
+                f"{self.devices_per_node} (devices_per_node); set machine.devices to {below} or "
+                f"{below + self.devices_per_node}"
+            )
+        return self.devices_per_node
+
     def speed(self, devices: int) -> Speed:
         """Return how fast a run on `devices` devices is, as the profile says."""
         if self.flops_per_second is None:

@@ -16,7 +16,8 @@ from harness.record import read_json, write_json
 class QueuedJob(Frozen):
     """A job array as it was submitted: task i trains the runs `tasks[i]`, in that order.
 
-    The runs of the stage `confirm` are chosen only when its first task starts: till then its tasks are empty.
+    The runs of the stage `confirm` are chosen only when its first task starts: till then its tasks are empty. Arrays
+    that share one `choice` are filled together.
     `slurm_cluster` is the ClusterName of the Slurm that has the job, where it is known.
     """
 
@@ -28,6 +29,7 @@ class QueuedJob(Frozen):
     stage: Literal["grid", "confirm"]
     tasks: tuple[tuple[str, ...], ...]
     slurm_cluster: str | None = None
+    choice: str | None = None
 
     @property
     def task_ids(self) -> list[str]:

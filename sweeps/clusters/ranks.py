@@ -5,24 +5,37 @@ Each sets what torch's rendezvous asks for, then trains the run of FOLDER.
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from harness import STOPPED
-from sweeps.distributed import ENDED_WITHIN_SECONDS, free_port
+from harness.record import RunFolder
+from sweeps.distributed import ENDED_WITHIN_SECONDS, OUT_OF_MEMORY, free_port
 
 _MODULE = "sweeps.clusters.ranks"
 _PORT = "CRITBATCH_MASTER_PORT"
+#: How slurmstepd and srun say so, whatever the exit status (137, 1 or 253: it depends on version and site).
+_OUT_OF_MEMORY_WORDS = re.compile(
+    rb"^(slurmstepd: error: Detected \d+ oom[-_]kill event|srun: error: [^:]+: tasks? [^:]+: Out Of Memory)",
+    re.MULTILINE,
+)
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 
 
 def start(devices: str, folder: str) -> int:
-    """Run the step and return its exit status. SIGTERM becomes SIGUSR2: of SIGTERM, srun would kill the step."""
+    """Run the step and return its exit status, or OUT_OF_MEMORY where Slurm says that memory ran out on a node.
+
+    SIGTERM becomes SIGUSR2: of SIGTERM, srun would kill the step.
+    """
     asked: list[int] = []
+    log = RunFolder(Path(folder)).log
+    written_bytes = log.stat().st_size if log.exists() else 0
     for number in _STOP_SIGNALS:
         signal.signal(number, lambda number, _: asked.append(number))
     step = subprocess.Popen(
@@ -33,7 +46,18 @@ def start(devices: str, folder: str) -> int:
             step.send_signal(signal.SIGUSR2)
             asked.clear()
         time.sleep(0.1)
-    return status
+    return OUT_OF_MEMORY if status and _is_out_of_memory(log, written_bytes) else status
+
+
+def _is_out_of_memory(log: Path, from_byte: int) -> bool:
+    """Say whether Slurm has written into the run's log, into which srun and this process print, that it, or the kernel,
+    killed a task for want of memory.
+    """
+    if not log.exists():
+        return False
+    with log.open("rb") as file:
+        file.seek(from_byte)
+        return bool(_OUT_OF_MEMORY_WORDS.search(file.read()))
 
 
 def become_rank() -> None:

@@ -29,14 +29,21 @@ class Remains:
 
 
 def find_remains(folder: SweepFolder) -> Remains:
-    """Find what is left of jobs that have ended, but for those that say why a run of the sweep has no result."""
+    """Find what is left of jobs that have ended, but for those that say why a run of the sweep has no result, or why
+    its confirmations are not chosen.
+
+    A job that Slurm does not know has ended too when all its runs have results: it would have nothing to do.
+    """
     queued, answer = queued_jobs(folder.path), slurm.ask(folder.path)
     if answer.problem:
         return Remains(problem=answer.problem)
-    missing = [run.run_id for run in folder.read_manifest().runs if is_missing(folder.run(run.run_id))]
+    listed = folder.read_manifest().runs
+    missing = [run.run_id for run in listed if is_missing(folder.run(run.run_id))]
     last = {run_id: job.job_id for job in queued for run_ids in job.tasks for run_id in run_ids}
     needed = {last[run_id] for run_id in missing if run_id in last}
     needed |= {job.job_id for job in queued if any(map(answer.is_live, job.task_ids))}
+    if not any(run.stage == "confirm" for run in listed):
+        needed |= {job.job_id for job in queued if job.stage == "confirm"}
     spent = tuple(job for job in queued if job.job_id not in needed)
     files = sorted((folder.path / "jobs").glob("*"))
     if missing:  # a number that was never queued may be of a job that trains on this machine

@@ -58,12 +58,12 @@ def _parameters(request: Request, count: int) -> dict[str, Any]:
     Only the job's own process gets the signal before the time limit: it takes the place of the batch shell.
     """
     profile = request.profile
-    per_node = min(profile.devices_per_node or request.devices, request.devices)
+    per_node = profile.devices_on_a_node(request.devices)
     memory = profile.memory_gb_per_device
     options = {
         "job_name": request.name,
         "time": request.minutes,
-        "nodes": math.ceil(request.devices / per_node),
+        "nodes": request.devices // per_node,
         "ntasks_per_node": per_node,
         "cpus_per_task": profile.cpus_per_device,
         "gpus_per_node": profile.gpus_per_device * per_node or None,

@@ -56,6 +56,11 @@ def families(runs: Sequence[RunConfig]) -> list[Family]:
     """Return the families of a sweep. Raises: ValueError, one line, where they are no grid over doubled widths."""
     groups: dict[str, list[RunConfig]] = {}
     for run in runs:
+        if run.branch is not None:
+            raise ValueError(
+                f"{run.run_id} is a branch, and telescoping compares whole runs; remove branched_decay and "
+                "branched_batch from the sweep"
+            )
         groups.setdefault(_shared(run), []).append(run)
     return [_family(own) for own in groups.values()]
 
